@@ -1,0 +1,61 @@
+"""Is what follows a layer exactly a mean over space and a linear map? Asked of the autograd graph, of nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+_VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "SqueezeBackward1", "SqueezeBackward2"}
+
+
+def linear_head(activation: Tensor, logits: Tensor) -> Tensor:
+    """The weights `(K, C)` of logits = W mean(activation) + b, for a recorded activation `(B, C, *S)` and its logits.
+
+    Read off the graph between them: addmm, views, one mean over all of `S`. Raises ValueError, naming the operation
+    that is something else, if anything more lies between: a second ReLU changes no value, but the maps.
+    """
+    addmm = logits.grad_fn
+    if _name(addmm) != "AddmmBackward0" or addmm is None:
+        raise _no_head(addmm)
+    weight = addmm._saved_mat2.mT * addmm._saved_alpha  # type: ignore[attr-defined]  # (K, C)
+    node = _through_views(addmm.next_functions[1][0])
+    if _name(node) != "MeanBackward1" or not _over_space(node, activation):
+        raise _no_head(node)
+    node = node.next_functions[0][0]
+    if _name(node) == "CloneBackward0":  # the copy of the recorded activation that the network went on with
+        node = node.next_functions[0][0]
+    if not _is(node, activation):
+        raise _no_head(node)
+    return weight
+
+
+def _through_views(node: Any) -> Any:
+    while _name(node) in _VIEWS:
+        node = node.next_functions[0][0]
+    return node
+
+
+def _over_space(mean: Any, activation: Tensor) -> bool:
+    dims = {d % activation.ndim for d in _signed(mean._saved_dim)}
+    return tuple(mean._saved_self_sym_sizes) == activation.shape and dims == set(range(2, activation.ndim))
+
+
+def _signed(dims: tuple[int, ...]) -> list[int]:
+    """Autograd hands out negative dimensions as unsigned 64-bit numbers."""
+    return [d - 2**64 if d >= 2**63 else d for d in dims]
+
+
+def _is(node: Any, tensor: Tensor) -> bool:
+    return getattr(node, "variable", None) is tensor if tensor.is_leaf else node is tensor.grad_fn
+
+
+def _name(node: Any) -> str:
+    return type(node).__name__
+
+
+def _no_head(node: Any) -> ValueError:
+    return ValueError(
+        "CAM needs a network in which only global average pooling and one linear layer follow the target layer; "
+        f"found {_name(node)} between it and the logits: use GradCAM, which is the same map there and works anywhere"
+    )

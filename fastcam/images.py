@@ -1,0 +1,101 @@
+"""Image files to model inputs and back. The one file that imports Pillow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+
+def load_image(path: str | os.PathLike[str], channels: int = 3) -> Tensor:
+    """An image file as a tensor `(channels, H, W)` in [0, 1], upright, with 1 (grey) or 3 (RGB) channels.
+
+    Raises ValueError, naming the file, if it is no image or a truncated one.
+    """
+    return _tensor(_open(path, channels))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What stands between an image file and the model: resize the short side, crop the centre, normalise.
+
+    resize, crop   in pixels; None leaves the image's own size
+    mean, std      per channel, of images in [0, 1]; one value serves all channels
+    """
+
+    resize: int | None = 256
+    crop: int | None = 224
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+
+    def __call__(self, path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
+        """The model's input `(k, h, w)` and the picture it saw `(k, h, w)` in [0, 1], k = the length of `mean`."""
+        image = _open(path, len(self.mean))
+        if self.resize is not None:
+            scale = self.resize / min(image.size)
+            size = [max(self.resize, round(side * scale)) for side in image.size]
+            image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+        if self.crop is not None:
+            left, top = ((side - self.crop) // 2 for side in image.size)
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        picture = _tensor(image)
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (picture - mean) / std, picture
+
+    def for_channels(self, channels: int) -> Preprocess:
+        """The same for models with 1 input channel: the mean over the three channels' statistics."""
+        if channels == len(self.mean):
+            return self
+        if channels not in (1, 3):
+            raise ValueError(f"image files have 1 or 3 channels, the model takes {channels}")
+        mean, std = (float(np.mean(v)) for v in (self.mean, self.std))
+        return replace(self, mean=(mean,) * channels, std=(std,) * channels)
+
+
+def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Files as given, folders as the image files in and below them, sorted. ValueError for what does not exist."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise ValueError(f"no image in folder {path}")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ValueError(f"no file or folder {path}")
+    return found
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    """Write a uint8 picture `(H, W, 3)` or `(H, W)`."""
+    Image.fromarray(picture).save(path, format="PNG")
+
+
+def _open(path: str | os.PathLike[str], channels: int) -> Image.Image:
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, got {channels}")
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)
+            return upright.convert("L" if channels == 1 else "RGB")
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).movedim(-1, 0).contiguous()

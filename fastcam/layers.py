@@ -1,0 +1,185 @@
+"""Target layers: from names, index paths, globs, modules or None to modules, and the table of a model's layers."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcam.record import call, evaluation, hooked, to_device_of, unwrap
+
+Layers = Any  # None | nn.Module | str | list of nn.Module and str
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_suggested: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], weakref.ref[nn.Module]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module of a model, as one forward pass saw it.
+
+    shape   of its first call's output, or of the first tensor in it; None if it gave no tensor or did not run
+    order   its place among the calls as they ended; -1 if it did not run
+    """
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...] | None
+    order: int
+
+
+def find_layers(model: nn.Module, layers: Layers) -> list[nn.Module]:
+    """The modules meant: a module of the model, `"layer4.1"`, `"layer4[-1]"`, a glob, or a list of these."""
+    net = unwrap(model)
+    if isinstance(layers, list | tuple | nn.ModuleList) and not isinstance(layers, str):
+        found = [module for item in layers for module in find_layers(net, item)]
+        if not found:
+            raise ValueError("target_layers is empty: give at least one layer, or None for the last spatial one")
+        return found
+    if isinstance(layers, nn.Module):
+        module = unwrap(layers)
+        if all(module is not m for m in net.modules()):
+            raise ValueError(f"target layer {_short(module)} is not in the model {type(net).__name__}")
+        return [module]
+    if not isinstance(layers, str):
+        raise TypeError(f"a target layer is a module or a name, got {type(layers).__name__}")
+    return _by_name(net, layers)
+
+
+def _by_name(net: nn.Module, path: str) -> list[nn.Module]:
+    named = dict(net.named_modules())
+    if any(sign in path for sign in "*?"):
+        pattern = path.replace("[", "[[]")  # a glob's brackets would clash with an index path's
+        found = [m for name, m in named.items() if name and fnmatch.fnmatchcase(name, pattern)]
+        if found:
+            return found
+    elif (module := _walk(net, path)) is not None:
+        return [module]
+    nearest = difflib.get_close_matches(path, [n for n in named if n], n=5, cutoff=0.3)
+    hint = f"; the nearest names: {', '.join(nearest)}" if nearest else ""
+    raise ValueError(f"no layer {path!r} in the model {type(net).__name__}{hint}")
+
+
+def _walk(net: nn.Module, path: str) -> nn.Module | None:
+    """Follow names and [indices]: `features[-1].conv`; None where there is no such module."""
+    module: Any = net
+    for name, index in re.findall(r"([^.\[\]]+)|\[(-?\d+)\]", path):
+        children = dict(module.named_children())
+        if name:
+            module = children.get(name)
+        else:
+            ordered = list(children.values())
+            module = ordered[int(index)] if -len(ordered) <= int(index) < len(ordered) else None
+        if module is None:
+            return None
+    return module if re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[-?\d+\])*", path) else None
+
+
+def layer_name(model: nn.Module, module: nn.Module) -> str:
+    """The dotted name of a module in the model."""
+    return next((n for n, m in unwrap(model).named_modules() if m is module), type(module).__name__)
+
+
+def layer_table(model: nn.Module, x: Tensor) -> list[Layer]:
+    """Every module of the model with the shape of its output, from one forward pass of `x`, in order of their names."""
+    net = unwrap(model)
+    seen: dict[nn.Module, tuple[tuple[int, ...] | None, int]] = {}
+
+    def note(module: nn.Module, output: Any) -> None:
+        tensor = output if isinstance(output, Tensor) else _first(output)
+        seen.setdefault(module, (None if tensor is None else tuple(tensor.shape), len(seen)))
+
+    with evaluation(net), hooked(net.modules(), note):
+        x = to_device_of(net, x)
+        call(net, x.clone() if x.is_inference() else x)
+    return [Layer(n, m, *seen.get(m, (None, -1))) for n, m in net.named_modules() if n]
+
+
+def default_layer(model: nn.Module, x: Tensor) -> nn.Module:
+    """The last convolutional stage before global pooling; with class tokens the last block's first norm.
+
+    One shape-finding run with a single image, remembered for the model and this shape of input.
+    """
+    net = unwrap(model)
+    known = _suggested.setdefault(net, {})
+    module = known[tuple(x.shape[1:])]() if tuple(x.shape[1:]) in known else None
+    if module is None or all(module is not m for m in net.modules()):
+        module = suggest(layer_table(net, x[:1]), x.ndim).module
+        known[tuple(x.shape[1:])] = weakref.ref(module)
+    return module
+
+
+def suggest(table: Sequence[Layer], rank: int) -> Layer:
+    """The layer to explain among the rows of a table, for inputs with `rank` dimensions; ValueError if none is."""
+    stages: list[Layer] = []
+    for row in table:  # a parent comes before its children
+        inside = any(row.name.startswith(stage.name + ".") for stage in stages)
+        if not inside and _is_spatial(row, rank) and any(isinstance(m, _CONVOLUTIONS) for m in row.module.modules()):
+            stages.append(row)
+    last = max(stages, key=lambda row: row.order, default=None)
+    norms = _token_norms(table, rank)
+    token = max(norms, key=lambda row: row.order, default=None)
+    if token is not None and (last is None or token.order > last.order):
+        return token
+    if last is None:
+        raise ValueError(
+            "no convolutional stage with a spatial output was found in the model: pass target_layers "
+            "(`fastcam layers` lists them), and a reshape_transform if the output is not (B, C, h, w)"
+        )
+    return last
+
+
+def _token_norms(table: Sequence[Layer], rank: int) -> list[Layer]:
+    """The first norm of the last block of each stack of attention blocks that work on tokens `(B, N, D)`."""
+    norms = []
+    for row in table:
+        blocks = list(row.module.children())
+        if not isinstance(row.module, nn.Sequential | nn.ModuleList) or not blocks:
+            continue
+        if not any("attention" in type(m).__name__.lower() for m in blocks[-1].modules()):
+            continue
+        inside = {id(m) for m in blocks[-1].modules()}
+        tokens = [r for r in table if id(r.module) in inside and r.shape is not None and len(r.shape) == rank - 1]
+        found = [r for r in tokens if "norm" in type(r.module).__name__.lower()]
+        norms += [min(found, key=lambda r: r.order)] if found else []
+    return norms
+
+
+def channels_last(layer: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether an output is `(B, ..., C)`, told by the channel count of the layer's own last norm or linear."""
+    counts = [c for m in layer.modules() if (c := _channels(m)) is not None]
+    return bool(counts) and len(shape) >= 4 and shape[-1] == counts[-1] and shape[1] != counts[-1]
+
+
+def _channels(module: nn.Module) -> int | None:
+    for attribute in ("out_channels", "out_features", "num_features"):
+        if isinstance(getattr(module, attribute, None), int):
+            return getattr(module, attribute)
+    normalized = getattr(module, "normalized_shape", None)
+    return normalized[-1] if normalized else None
+
+
+def _is_spatial(row: Layer, rank: int) -> bool:
+    return row.shape is not None and len(row.shape) == rank and torch.Size(row.shape[2:]).numel() > 1
+
+
+def _first(output: Any) -> Tensor | None:
+    items = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return next((t for t in items if isinstance(t, Tensor)), None)
+
+
+def _short(module: nn.Module) -> str:
+    text = repr(module)
+    return text if "\n" not in text and len(text) < 80 else type(module).__name__

@@ -1,0 +1,189 @@
+"""What all methods share: from the images over one recorded run to the finished maps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastcam import ops
+from fastcam.layers import channels_last, default_layer, find_layers, layer_name
+from fastcam.record import Run, record
+from fastcam.targets import Targets, find_logits, per_image
+
+Size = Sequence[int] | str | None
+
+
+class BaseCAM:
+    """A class activation map method, bound to a model and its target layers.
+
+    model               any torch.nn.Module; it is left exactly as it was, whatever happens in a call
+    target_layers       a module, a name (`"layer4.1"`), an index path (`"layer4[-1]"`), a glob, a list of these, or
+                        None for the last convolutional stage; the maps of several layers are averaged
+    reshape_transform   turns a layer's output into `(B, C, h, w)`, for token layers say
+    sign                of a principal component (EigenCAM, EigenGradCAM, eigen_smooth): "activation" correlates
+                        with the mean over channels, "lapack" is the choice of pytorch-grad-cam on a CPU
+    outputs             the logits of the last call, detached; None after a run that was stopped early
+    """
+
+    uses_gradients = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Any = None,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        *,
+        sign: str = "activation",
+    ) -> None:
+        if sign not in ("activation", "lapack"):
+            raise ValueError(f'sign must be "activation" or "lapack", got {sign!r}')
+        self.model = model
+        self.target_layers = None if target_layers is None else find_layers(model, target_layers)
+        self.reshape_transform = reshape_transform
+        self.sign = sign
+        self.outputs: Tensor | None = None
+
+    def __call__(
+        self, input_tensor: Tensor, targets: Targets = None, aug_smooth: bool = False, eigen_smooth: bool = False
+    ) -> np.ndarray:
+        """The maps of a batch as numpy float32: `(B, H, W)` in [0, 1], `(B, T, H, W)` for targets `(B, T)`.
+
+        input_tensor   `(B, k, H, W)`, as the model takes it
+        targets        None for the predicted class, an int, a list of ints, a LongTensor `(B,)` or `(B, T)`, or
+                       callables from one image's output to a scalar
+        aug_smooth     mean over six augmentations: the image and its mirror, each times 0.9, 1 and 1.1
+        eigen_smooth   first principal component of the weighted activations instead of their sum
+        Raises ValueError for an empty batch, a class out of range, lengths that do not fit, a layer that does not
+        run or has no spatial output.
+        """
+        maps = self._explain(
+            input_tensor, targets, aug_smooth, eigen_smooth=eigen_smooth, normalize=True, size="input", complete=True
+        )
+        assert isinstance(maps, Tensor)
+        return maps.float().cpu().numpy()
+
+    def attribute(
+        self,
+        input_tensor: Tensor,
+        targets: Targets = None,
+        *,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        normalize: bool = True,
+        size: Size = "input",
+    ) -> Any:
+        """The maps as a tensor on the model's device, fp32 (fp64 for an fp64 model on a CPU).
+
+        normalize   ReLU and min-max to [0, 1]; False gives signed values in the method's own unit
+        size        "input" for the input's `(H, W)`, a size, or None for the layer's own; with several layers of
+                    their own size the result is a list, a tensor per layer
+        Arguments and shapes otherwise as in a call. A method without gradients stops the model at the last layer.
+        """
+        return self._explain(
+            *(input_tensor, targets, aug_smooth),
+            eigen_smooth=eigen_smooth,
+            normalize=normalize,
+            size=size,
+            complete=self.uses_gradients,
+        )
+
+    def __enter__(self) -> BaseCAM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to undo: a call leaves nothing in the model."""
+
+    def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
+        """The low map `(B, P, *S)` of each layer of a run, `(B * T, P, *S)` for targets `(B, T)`."""
+        raise NotImplementedError(f"{type(self).__name__} defines no low_maps")
+
+    def spatial(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """A tensor per layer of the run, activations or gradients, as `(B, C, *S)`."""
+        return [self._spatial(run, layer, t) for layer, t in zip(run.layers, tensors, strict=True)]
+
+    def _spatial(self, run: Run, layer: nn.Module, t: Tensor) -> Tensor:
+        name, rank = layer_name(self.model, layer), run.input.ndim
+        shape = tuple(t.shape)
+        if self.reshape_transform is not None:
+            t = self.reshape_transform(t)
+            if not isinstance(t, Tensor) or t.ndim < 3:
+                got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+                raise ValueError(f"reshape_transform must give (B, C, h, w), got {got} from {shape} of layer {name!r}")
+        elif t.ndim != rank or t.shape[2:].numel() <= 1 or channels_last(layer, shape):
+            raise ValueError(
+                f"the output of target layer {name!r}, {shape}, has no spatial extent (B, C, h, w): choose another "
+                "layer, or pass a reshape_transform that gives it one, for tokens behind a class token say "
+                "lambda t: t[:, 1:].unflatten(1, (h, w)).movedim(-1, 1)"
+            )
+        if len(t) != len(run.input):
+            raise ValueError(f"target layer {name!r} gives {len(t)} maps {tuple(t.shape)} for {len(run.input)} images")
+        return t
+
+    def _explain(self, x: Tensor, targets: Targets, aug_smooth: bool, **options: Any) -> Tensor | list[Tensor]:
+        _check_input(x)
+        if options["size"] == "input":
+            options["size"] = x.shape[2:]
+        layers = self.target_layers if self.target_layers is not None else [default_layer(self.model, x)]
+        maps = (self._smoothed if aug_smooth else self._maps)(x, layers, targets, **options)
+        return maps[0] if len(maps) == 1 else maps
+
+    def _smoothed(self, x: Tensor, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
+        """The mean of the maps over the image and its mirror, each at three contrasts."""
+        axis = min(3, x.ndim - 1)
+        total: list[Tensor] = []
+        for mirrored, factor in itertools.product((False, True), (0.9, 1.0, 1.1)):
+            image = x.flip(axis) if mirrored else x
+            maps = self._maps(image if factor == 1 else image * factor, layers, targets, **options)
+            maps = [m.flip(axis - x.ndim) for m in maps] if mirrored else maps
+            total = [a + b for a, b in zip(total, maps, strict=True)] if total else maps
+            if not mirrored and factor == 1:
+                outputs = self.outputs
+        self.outputs = outputs
+        return [m / 6 for m in total]
+
+    def _maps(
+        self,
+        x: Tensor,
+        layers: Sequence[nn.Module],
+        targets: Targets,
+        eigen_smooth: bool,
+        normalize: bool,
+        size: Sequence[int] | None,
+        complete: bool,
+    ) -> list[Tensor]:
+        with record(self.model, layers, x, gradients=self.uses_gradients, complete=complete) as run:
+            logits = find_logits(run.output)
+            self.outputs = None if logits is None else logits.detach()
+            lows = self.low_maps(run, targets, eigen_smooth)
+            maps = _finished(lows, normalize, size)
+        T = per_image(targets)
+        return maps if T is None else [_per_target(m, len(x), T) for m in maps]
+
+
+def _finished(lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
+    if normalize and size is not None:
+        return [ops.finish(lows, size)]
+    maps = [low.sum(1) for low in lows]
+    if normalize:
+        maps = [ops.min_max(m.relu()) for m in maps]
+    return maps if size is None else [torch.stack([ops.resize(m, size) for m in maps]).mean(0)]
+
+
+def _per_target(maps: Tensor, batch: int, T: int) -> Tensor:
+    """`(B * T, *S)` as `(B, T, *S)`; maps `(B, *S)` that do not depend on the target are repeated."""
+    if len(maps) == batch * T:
+        return maps.unflatten(0, (batch, T))
+    return maps.unsqueeze(1).repeat_interleave(T, 1)
+
+
+def _check_input(x: Any) -> None:
+    if not isinstance(x, Tensor) or x.ndim < 3 or not x.is_floating_point():
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"input_tensor must be a floating-point tensor (B, k, H, W), got {got}")
+    if x.numel() == 0:
+        raise ValueError(f"input_tensor is an empty batch: shape {tuple(x.shape)}")

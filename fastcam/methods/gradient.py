@@ -1,0 +1,164 @@
+"""The Grad-CAM family: a weight per channel, or per channel and position, from the gradient of the target."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcam import ops
+from fastcam.head import linear_head
+from fastcam.layers import default_layer, layer_name
+from fastcam.methods.base import BaseCAM
+from fastcam.record import Run
+from fastcam.targets import Targets, are_callables, class_indices, logits_of, scores
+
+
+class GradientCAM(BaseCAM):
+    """map = sum_c W_c A_c, W from the activations A and the gradients G = d target / dA (both `(B, C, *S)`)."""
+
+    weighting = ""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Any = None,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform, **keywords)
+        self._alive: set[nn.Module] = set()  # layers at which a gradient other than 0 was seen
+
+    def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
+        A = self.spatial(run, run.activations)
+        with torch.enable_grad():
+            columns = scores(run.output, targets, len(run.input)).view(len(run.input), -1).unbind(1)
+        lows = []
+        for t, column in enumerate(columns, 1):
+            G = self.spatial(run, run.gradients(column, keep_graph=t < len(columns)))
+            self._warn_if_zero(run, G)
+            lows.append([self.low_map(a, g, eigen_smooth) for a, g in zip(A, G, strict=True)])
+        return [
+            torch.stack(layer, 1).flatten(0, 1) if len(columns) > 1 else layer[0] for layer in zip(*lows, strict=True)
+        ]
+
+    def low_map(self, A: Tensor, G: Tensor, eigen_smooth: bool) -> Tensor:
+        """The low map `(B, P, *S)` of one layer and one target per image."""
+        if eigen_smooth:
+            return ops.principal_component(ops.weighted_activations(A, G, self.weighting), self.sign)
+        return ops.channel_reduce(A, G, self.weighting)
+
+    def _warn_if_zero(self, run: Run, gradients: Sequence[Tensor]) -> None:
+        """Warn where the gradient is 0 everywhere; a layer that was seen alive once is not asked again."""
+        for layer, G in zip(run.layers, gradients, strict=True):
+            if layer in self._alive:
+                continue
+            if G.any():
+                self._alive.add(layer)
+                continue
+            better = default_layer(self.model, run.input)
+            hint = f"; a better layer is {layer_name(self.model, better)!r}" if better is not layer else ""
+            warnings.warn(
+                f"the gradient of the target is zero everywhere at layer {layer_name(self.model, layer)!r}, "
+                f"its map is empty{hint}",
+                stacklevel=2,
+            )
+
+
+class GradCAM(GradientCAM):
+    """Grad-CAM (Selvaraju et al., ICCV 2017, arXiv:1610.02391).
+
+    w_c = mean_ij G_cij,  map = sum_c w_c A_c
+
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
+    >>> GradCAM(model, "0")(torch.rand(2, 1, 8, 8), targets=1).shape
+    (2, 8, 8)
+    """
+
+    weighting = "gradcam"
+
+
+class GradCAMPlusPlus(GradientCAM):
+    """Grad-CAM++ (Chattopadhay et al., WACV 2018, arXiv:1710.11063), for a target that enters through exp.
+
+    w_c = sum_ij relu(G) a,  a = G² / (2 G² + G³ sum_ij A + 1e-6), a = 0 where G = 0,  map = sum_c w_c A_c
+
+    The 1e-6 makes it depend on the gradient's scale.
+    """
+
+    weighting = "gradcam++"
+
+
+class XGradCAM(GradientCAM):
+    """Axiom-based Grad-CAM (Fu et al., BMVC 2020, arXiv:2008.02312).
+
+    w_c = sum_ij G A / (sum_ij A + 1e-7),  map = sum_c w_c A_c
+    """
+
+    weighting = "xgradcam"
+
+
+class HiResCAM(GradientCAM):
+    """HiResCAM (Draelos and Carin 2020, arXiv:2011.08891).
+
+    map = sum_c G_c A_c, position by position
+    """
+
+    weighting = "hirescam"
+
+
+class GradCAMElementWise(GradientCAM):
+    """Element-wise Grad-CAM (Pillai and Pirsiavash, AAAI 2021).
+
+    map = sum_c relu(G_c A_c)
+    """
+
+    weighting = "gradcamelementwise"
+
+
+class LayerCAM(GradientCAM):
+    """LayerCAM (Jiang et al., IEEE TIP 2021).
+
+    map = sum_c relu(G_c) A_c
+    """
+
+    weighting = "layercam"
+
+
+class EigenGradCAM(GradientCAM):
+    """EigenCAM's projection of G A: class-discriminative where EigenCAM is not.
+
+    map = first principal component of (G A), see `EigenCAM`
+    """
+
+    def low_map(self, A: Tensor, G: Tensor, eigen_smooth: bool) -> Tensor:
+        return ops.principal_component(ops.weighted_activations(A, G, "hirescam"), self.sign)
+
+
+class CAM(BaseCAM):
+    """Class activation mapping (Zhou et al., CVPR 2016, arXiv:1512.04150).
+
+    map = sum_c W_kc A_c, W `(K, C)` the weights of the linear layer behind global average pooling, k the class
+
+    Only for networks in which exactly these two follow the target layer (the autograd graph is asked), otherwise
+    ValueError. Targets are class indices. `eigen_smooth` projects the weighted activations, as elsewhere.
+    """
+
+    def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
+        if are_callables(targets):
+            raise ValueError("CAM explains classes: targets must be None or class indices, got callables")
+        logits = logits_of(run.output)
+        indices = class_indices(targets, logits)  # (B,) or (B, T)
+        lows = []
+        for layer, A in zip(run.layers, self.spatial(run, run.activations), strict=True):
+            weights = linear_head(run.attached(layer), logits)[indices].view(-1, A.shape[1])  # (B * T, C)
+            A = A.repeat_interleave(len(weights) // len(A), 0)
+            lows.append(_channel_component(A, weights, self.sign) if eigen_smooth else ops.channel_sum(A, weights))
+        return lows
+
+
+def _channel_component(A: Tensor, weights: Tensor, sign: str) -> Tensor:
+    return ops.principal_component(A * weights.view(*weights.shape, *[1] * (A.ndim - 2)), sign)

@@ -1,0 +1,205 @@
+"""Every operator as its PyTorch definition; on an NVIDIA GPU the Triton kernel of the same name instead.
+
+The definitions are the specification, the CPU path and the oracle of the kernels. Shapes: A and G are `(B, C, *S)`;
+a low map is `(B, P, *S)`, P partial maps whose sum over dimension 1 is the map (P = 1 from a definition; a kernel
+splits the channels to fill the GPU and leaves the sum to `finish`, which reads the partial maps anyway).
+All arithmetic is at least fp32, whatever the input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ELEMENTWISE = ("hirescam", "gradcamelementwise", "layercam")  # a weight per channel and position
+CHANNELWISE = ("gradcam", "gradcam++", "xgradcam")  # a weight per channel
+WEIGHTINGS = CHANNELWISE + ELEMENTWISE
+
+
+def channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
+    """The weight of each channel, `(B, C)`, from its activations and gradients.
+
+    gradcam    w_c = mean_ij G_cij                                             (Selvaraju et al. 2017)
+    gradcam++  w_c = sum_ij relu(G) a,  a = G² / (2 G² + G³ sum_ij A + 1e-6), a = 0 where G = 0
+                                                                               (Chattopadhay et al. 2018)
+    xgradcam   w_c = sum_ij G A / (sum_ij A + 1e-7)                            (Fu et al. 2020)
+    """
+    A, G = _wide(A).flatten(2), _wide(G).flatten(2)  # (B, C, N)
+    if weighting == "gradcam":
+        return G.mean(2)
+    if weighting == "xgradcam":
+        return (G * (A / (A.sum(2, keepdim=True) + 1e-7))).sum(2)
+    if weighting == "gradcam++":
+        square = G * G
+        alpha = square / (2 * square + A.sum(2, keepdim=True) * square * G + 1e-6)
+        return (G.relu() * torch.where(G != 0, alpha, 0)).sum(2)
+    raise ValueError(f"weighting must be one of {CHANNELWISE}, got {weighting!r}")
+
+
+def weighted_activations(A: Tensor, G: Tensor, weighting: str) -> Tensor:
+    """What the map is the sum over channels of, `(B, C, *S)`.
+
+    gradcam, gradcam++, xgradcam   w_c A_c
+    hirescam                       G A              (Draelos and Carin 2020)
+    gradcamelementwise             relu(G A)
+    layercam                       relu(G) A        (Jiang et al. 2021)
+    """
+    A, G = _wide(A), _wide(G)
+    if weighting == "hirescam":
+        return G * A
+    if weighting == "gradcamelementwise":
+        return (G * A).relu()
+    if weighting == "layercam":
+        return G.relu() * A
+    return channel_weights(A, G, weighting).view(*A.shape[:2], *[1] * (A.ndim - 2)) * A
+
+
+def channel_sum(A: Tensor, weights: Tensor) -> Tensor:
+    """sum_c w_c A_c with given weights `(B, C)`: a low map `(B, P, *S)`."""
+    if weights.shape != A.shape[:2]:
+        raise ValueError(f"weights must be (B, C) = {tuple(A.shape[:2])}, got {tuple(weights.shape)}")
+    if _on_kernel(A):
+        from fastcam.kernels import channel_reduce
+
+        return channel_reduce.channel_sum(A, weights)
+    A = _wide(A)
+    return torch.bmm(weights.to(A.dtype).unsqueeze(1), A.flatten(2)).view(A.shape[0], 1, *A.shape[2:])
+
+
+def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:
+    """Weights and weighted sum over channels: `weighted_activations(A, G, weighting).sum(1)` as a low map `(B, P, *S)`.
+
+    On a GPU one pass over A and G for maps up to 64 x 64, a second pass over A above.
+    """
+    if A.shape != G.shape:
+        raise ValueError(f"activations and gradients must have one shape, got {tuple(A.shape)} and {tuple(G.shape)}")
+    if _on_kernel(A) and A.dtype == G.dtype:
+        from fastcam.kernels import channel_reduce as kernel
+
+        return kernel.channel_reduce(A, G, weighting)
+    if weighting in CHANNELWISE:
+        return channel_sum(A, channel_weights(A, G, weighting))
+    return weighted_activations(A, G, weighting).sum(1, keepdim=True)
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """(v - min v) / (1e-7 + max(v - min v)) for each map of a batch `(B, *S)`: in [0, 1); a constant map becomes 0."""
+    dims = tuple(range(1, maps.ndim))
+    maps = maps - maps.amin(dims, keepdim=True)
+    return maps / (1e-7 + maps.amax(dims, keepdim=True))
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps `(B, *S)` at another size: (bi)linear, half-pixel centres, edges clamped, no anti-aliasing."""
+    modes = {1: "linear", 2: "bilinear"}
+    if maps.ndim - 1 not in modes:
+        raise ValueError(
+            f"maps are resized in 1 or 2 spatial dimensions, got {maps.ndim - 1}; size=None gives them at the layer's"
+        )
+    if len(size) != maps.ndim - 1:
+        raise ValueError(f"size must have {maps.ndim - 1} values for maps {tuple(maps.shape)}, got {tuple(size)}")
+    return F.interpolate(maps.unsqueeze(1), tuple(size), mode=modes[maps.ndim - 1], align_corners=False).squeeze(1)
+
+
+def finish(low_maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """From the low maps `(B, P, *S)` of one or more layers to the finished map `(B, *size)` in [0, 1].
+
+    finish(L) = min_max(mean_l resize(min_max(relu(sum_p L_lp))))
+    """
+    first = low_maps[0]
+    if _on_kernel(first) and first.ndim == 4:
+        from fastcam.kernels import finish as kernel
+
+        return kernel.finish(low_maps, size)
+    layers = [resize(min_max(low.sum(1).relu()), size) for low in low_maps]
+    return min_max(torch.stack(layers).mean(0) if len(layers) > 1 else layers[0])
+
+
+def principal_component(X: Tensor, sign: str = "activation") -> Tensor:
+    """The projection of the channel vectors on their first principal component: a low map `(B, 1, *S)`.
+
+    With X_n the channel vector at position n, centred over the positions: p_n = X_n · v, v the leading right singular
+    vector (EigenCAM, Muhammad and Yeasin 2020). A NaN counts as 0. The sign of v is free:
+    "activation" takes a positive correlation of p with the mean of X over channels, and on a tie (a correlation
+    within 1e-6 of 0) the one whose largest absolute value is positive; "lapack" takes what LAPACK's gesdd gives.
+    """
+    if sign == "lapack":
+        return _lapack_component(X)
+    if sign != "activation":
+        raise ValueError(f'sign must be "activation" or "lapack", got {sign!r}')
+    if _on_kernel(X) and math.prod(X.shape[2:]) <= 64:
+        from fastcam.kernels import principal_component as kernel
+
+        return kernel.principal_component(X)
+    B, C, *S = X.shape
+    X = _wide(X).flatten(2)  # (B, C, N)
+    X = torch.where(X.isnan(), 0, X)
+    centred = X - X.mean(2, keepdim=True)
+    if centred.shape[2] <= C:  # the smaller Gram matrix has the same leading eigenvalue
+        gram = centred.mT @ centred  # (B, N, N)
+        u = _leading_eigenvector(gram)
+        p = u * (u.unsqueeze(1) @ gram @ u.unsqueeze(2)).clamp(min=0).sqrt().view(B, 1)
+    else:
+        v = _leading_eigenvector(centred @ centred.mT)  # (B, C)
+        p = (v.unsqueeze(1) @ centred).squeeze(1)
+    return _oriented(p, X.mean(1)).view(B, 1, *S)
+
+
+def _leading_eigenvector(gram: Tensor, squarings: int = 16) -> Tensor:
+    """Unit eigenvectors `(B, n)` of the largest eigenvalues of positive semidefinite `(B, n, n)`, 0 for a 0 matrix.
+
+    Repeated squaring: after k steps the second eigenvalue's share is (λ2 / λ1)^(2^k); the largest column is then
+    parallel to the eigenvector, and one product with the matrix itself removes the rounding of the squarings.
+    """
+    tiny = torch.finfo(gram.dtype).tiny
+    power = gram
+    for _ in range(squarings):
+        power = power / _trace(power).clamp(min=tiny).view(-1, 1, 1)
+        power = power @ power
+        if not power.is_cuda and (_trace(power) > 1 - 1e-6).all():  # rank one but for 1e-12; a GPU is not asked
+            break
+    largest = power.diagonal(dim1=1, dim2=2).argmax(1)
+    v = power[torch.arange(len(power), device=power.device), largest].unsqueeze(2)  # (B, n, 1)
+    v = gram @ (v / v.norm(dim=1, keepdim=True).clamp(min=tiny))
+    return (v / v.norm(dim=1, keepdim=True).clamp(min=tiny)).squeeze(2)
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def _oriented(p: Tensor, mean: Tensor) -> Tensor:
+    """p `(B, N)` with the sign that correlates with `mean` (B, N); on a tie its largest absolute value is positive."""
+    mean = mean - mean.mean(1, keepdim=True)
+    product = (p * mean).sum(1)
+    tie = product.abs() <= 1e-6 * p.norm(dim=1) * mean.norm(dim=1)
+    largest = p.gather(1, p.abs().argmax(1, keepdim=True)).squeeze(1)
+    negative = torch.where(tie, largest, product) < 0
+    return torch.where(negative.unsqueeze(1), -p, p)
+
+
+def _lapack_component(X: Tensor) -> Tensor:
+    """`principal_component` with LAPACK's own sign, an image at a time on the CPU, as the package grad-cam has it."""
+    import numpy as np
+
+    B, _, *S = X.shape
+    maps = []
+    for image in _wide(X.detach()).flatten(2).cpu().numpy():  # (C, N)
+        points = np.where(np.isnan(image), 0, image).T  # (N, C)
+        points = points - points.mean(axis=0)
+        maps.append(points @ np.linalg.svd(points, full_matrices=False)[2][0])
+    return torch.from_numpy(np.stack(maps)).to(X.device).view(B, 1, *S)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """fp16 and bf16 as fp32; wider types as they are."""
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def _on_kernel(t: Tensor) -> bool:
+    """Whether the Triton kernel takes over: an NVIDIA GPU and a type it knows. Everything else is plain PyTorch."""
+    return t.is_cuda and torch.version.hip is None and t.dtype in (torch.float16, torch.bfloat16, torch.float32)

@@ -1,0 +1,239 @@
+"""One run of a model: activations at chosen layers, gradients back to them, and nothing left behind.
+
+Nothing before the first target layer builds a graph: its output is cut off, and gradients are on from there. The
+backward pass stops at the layers, so no parameter ever gets a gradient.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+Hook = Callable[[nn.Module, Any], Any]  # (module, output) -> another output or None
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_lock = threading.Lock()
+_held: dict[nn.Module, list[Any]] = {}  # module -> [calls under way, its training flag before the first of them]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `DataParallel`, `DistributedDataParallel` and the wrapper of `torch.compile`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule":
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
+def to_device_of(net: nn.Module, x: Tensor) -> Tensor:
+    """`x` on the device of the model's first parameter or buffer, otherwise as it is."""
+    for t in (*net.parameters(), *net.buffers()):
+        return x.to(t.device)
+    return x
+
+
+@contextmanager
+def evaluation(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode, gradients off and no inference mode for this thread; all as before at the end.
+
+    Several threads may be inside with one model: training flags are counted per module, the last one out restores.
+    """
+    modules = list(net.modules())
+    with _lock:
+        for module in modules:
+            _held.setdefault(module, [0, module.training])[0] += 1
+            if module.training:
+                module.training = False
+    # An autocast cache filled while gradients are off would hand the caller's own training graph-less weights.
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+        with _lock:
+            for module in modules:
+                held = _held[module]
+                held[0] -= 1
+                if held[0] == 0:
+                    del _held[module]
+                    if held[1]:
+                        module.training = True
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
+    """`hook(module, output)` after each forward call of the modules by this thread, until the block ends."""
+    owner = threading.get_ident()
+
+    def forward_hook(module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return hook(module, output) if threading.get_ident() == owner else None
+
+    with ExitStack() as stack:
+        for module in dict.fromkeys(modules):
+            stack.callback(module.register_forward_hook(forward_hook).remove)
+        yield
+
+
+def call(net: nn.Module, x: Tensor) -> Any:
+    """`net(x)`, uncompiled, with a clear error for the most common mistake, a wrong number of channels."""
+    try:
+        # Hooks added after a compilation are ignored by compiled code.
+        return net._call_impl(x) if getattr(net, "_compiled_call_impl", None) else net(x)
+    except RuntimeError as error:
+        first = next((m for m in net.modules() if isinstance(m, _CONVOLUTIONS)), None)
+        if first is not None and x.ndim > 2 and x.shape[1] != first.in_channels:
+            raise ValueError(
+                f"the model's first convolution takes {first.in_channels} channels, "
+                f"input_tensor has {x.shape[1]}: {tuple(x.shape)}"
+            ) from error
+        raise
+
+
+class Run:
+    """What a run of the model left: the output and, for each target layer, its activation.
+
+    input         the input tensor, on the model's device
+    output        what the model returned; None if the run was stopped at the last layer
+    activations   a tensor per target layer, in the order the layers were given
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], x: Tensor, recorded: Mapping[nn.Module, Tensor], output: Any
+    ) -> None:
+        self.layers = list(layers)
+        self.input = x
+        self.output = output
+        self._recorded = recorded
+
+    @property
+    def activations(self) -> list[Tensor]:
+        return [self._recorded[layer].detach() for layer in self.layers]
+
+    def attached(self, layer: nn.Module) -> Tensor:
+        """The recorded activation with its place in the autograd graph."""
+        return self._recorded[layer]
+
+    def gradients(self, scores: Tensor, keep_graph: bool = False) -> list[Tensor]:
+        """d sum(scores) / d activation for each target layer; zeros where the scores do not depend on it."""
+        wanted = list(self._recorded)
+        grads = torch.autograd.grad(
+            scores,
+            [self._recorded[m] for m in wanted],
+            torch.ones_like(scores),
+            retain_graph=keep_graph,
+            allow_unused=True,
+        )
+        by_layer = {
+            m: torch.zeros_like(self._recorded[m]) if g is None else g for m, g in zip(wanted, grads, strict=True)
+        }
+        return [by_layer[layer] for layer in self.layers]
+
+
+@contextmanager
+def record(
+    model: nn.Module, layers: Sequence[nn.Module], x: Tensor, *, gradients: bool = True, complete: bool = True
+) -> Iterator[Run]:
+    """Run `model(x)` once and give its activations at `layers`.
+
+    gradients   build the graph from the layers to the output, for `Run.gradients`
+    complete    False stops the run as soon as every layer has run; there is no output then
+    Raises ValueError if a layer does not run, RuntimeError if no gradient can flow from the output to a layer.
+    """
+    net = unwrap(model)
+    with evaluation(net), ExitStack() as stack:
+        x = to_device_of(net, x)
+        x = x.clone() if x.is_inference() else x
+        forward = partial(_forward, net, layers, x, gradients, complete, stack)
+        with torch.no_grad():  # which a hook ends at the first target layer
+            run = forward()
+        if gradients and not _carries_gradient(run.output):
+            # The model switches gradients off in a part of its own forward: what it restores behind that must be on.
+            with torch.enable_grad():
+                run = forward()
+            if not _carries_gradient(run.output):
+                raise RuntimeError(
+                    f"the output of {type(net).__name__} carries no gradient back to the target layers: its forward "
+                    "switches gradients off behind them; methods without gradients, such as EigenCAM, still work"
+                )
+        yield run
+
+
+def _forward(
+    net: nn.Module, layers: Sequence[nn.Module], x: Tensor, gradients: bool, complete: bool, stack: ExitStack
+) -> Run:
+    recorded: dict[nn.Module, Tensor] = {}
+    wanted = set(layers)
+
+    def keep(module: nn.Module, output: Any) -> Any:
+        if module in recorded:  # a module called twice: its first call counts
+            return None
+        tensor, put_back = _first_tensor(module, output)
+        if gradients:
+            if torch.is_inference_mode_enabled():  # inside the model's own forward; left when the run ends
+                stack.enter_context(torch.inference_mode(False))
+            torch.set_grad_enabled(True)
+        # The clone is ours alone: whatever is written in place before or behind the layer, it keeps the layer's output.
+        ours = tensor.clone() if gradients and tensor.requires_grad else tensor.detach().clone()
+        recorded[module] = ours.requires_grad_(gradients) if ours.is_leaf else ours
+        if not complete and len(recorded) == len(wanted):
+            raise _Stop
+        return put_back(ours.clone()) if gradients else None
+
+    with hooked(wanted, keep):
+        try:
+            output = call(net, x)
+        except _Stop:
+            output = None
+    names = {m: n for n, m in net.named_modules()}
+    missing = [names.get(m, type(m).__name__) for m in layers if m not in recorded]
+    if missing:
+        raise ValueError(f"target layer {', '.join(map(repr, missing))} did not run in this forward pass")
+    return Run(layers, x, recorded, output)
+
+
+class _Stop(BaseException):
+    """Ends a forward pass early; no Exception, so that a model's own `except Exception` lets it through."""
+
+
+def _first_tensor(module: nn.Module, output: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """A layer's output, or the first floating-point tensor in it, and how to put another in its place."""
+    if isinstance(output, Tensor) and output.is_floating_point():
+        return output, lambda t: t
+    items = output.items() if isinstance(output, Mapping) else enumerate(output) if _is_sequence(output) else ()
+    for key, item in items:
+        if isinstance(item, Tensor) and item.is_floating_point():
+            return item, lambda t: _replaced(output, key, t)  # noqa: B023 (called for this key only)
+    raise TypeError(f"target layer {type(module).__name__} gives no floating-point tensor but {type(output).__name__}")
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, tuple | list)
+
+
+def _replaced(output: Any, key: Any, t: Tensor) -> Any:
+    if isinstance(output, Mapping):
+        return type(output)({**output, key: t})  # type: ignore[call-arg]
+    items = [*output[:key], t, *output[key + 1 :]]
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+
+
+def _carries_gradient(output: Any) -> bool:
+    if isinstance(output, Tensor):
+        return output.requires_grad
+    if isinstance(output, Mapping):
+        return any(map(_carries_gradient, output.values()))
+    if _is_sequence(output):
+        return any(map(_carries_gradient, output))
+    return any(map(_carries_gradient, vars(output).values())) if hasattr(output, "__dict__") else False

@@ -1,0 +1,152 @@
+"""What is explained: class indices, tensors of them, or callables on the model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Targets = Any  # None | int | list[int] | LongTensor (B,) or (B, T) | callable | list of callables
+
+
+class ClassifierOutputTarget:
+    """The logit of one class: y_c. On one image's output `(K,)` a scalar, on a batch `(B, K)` a column.
+
+    >>> ClassifierOutputTarget(1)(torch.tensor([0.5, 2.0])).item()
+    2.0
+    """
+
+    def __init__(self, category: int) -> None:
+        self.category = category
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return model_output[..., self.category]
+
+
+class ClassifierOutputSoftmaxTarget(ClassifierOutputTarget):
+    """The probability of one class: softmax(y)_c, for `(K,)` or `(B, K)`."""
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return model_output.softmax(-1)[..., self.category]
+
+
+class ClassifierOutputReST(ClassifierOutputTarget):
+    """Logit plus log-probability of one class: y_c + log softmax(y)_c (ShapleyCAM, arXiv:2501.06261)."""
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return (model_output + model_output.log_softmax(-1))[..., self.category]
+
+
+class BinaryClassifierOutputTarget:
+    """For a model with one output y: y for category 1, -y for category 0."""
+
+    def __init__(self, category: int) -> None:
+        self.category = category
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return model_output if self.category == 1 else -model_output
+
+
+def find_logits(output: Any) -> Tensor | None:
+    """The logits in what a model returned: a tensor, `.logits`, a mapping's "logits" or "out", or the first tensor."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, Mapping):
+        named = [output[key] for key in ("logits", "out") if key in output]
+        items = [*named, *output.values()]
+    else:
+        items = list(output) if isinstance(output, tuple | list) else []
+    return next((item for item in items if isinstance(item, Tensor)), None)
+
+
+def logits_of(output: Any) -> Tensor:
+    """`find_logits`, or a TypeError."""
+    logits = find_logits(output)
+    if logits is None:
+        raise TypeError(
+            f"the model returns {type(output).__name__}, in which no logits were found: expected a tensor, a tuple or "
+            "mapping with one, or an object with .logits; callables as targets take any output per image"
+        )
+    return logits
+
+
+def per_image(targets: Targets) -> int | None:
+    """T for targets `(B, T)`, None for one target per image."""
+    return targets.shape[1] if isinstance(targets, Tensor | np.ndarray) and targets.ndim == 2 else None
+
+
+def class_indices(targets: Targets, logits: Tensor) -> Tensor:
+    """The explained classes as a LongTensor `(B,)` or `(B, T)` beside the logits `(B, K)`.
+
+    None is the predicted class; one target serves the whole batch; any other mismatch of lengths is a ValueError.
+    """
+    if logits.ndim != 2:
+        raise ValueError(f"class indices need logits (B, classes), got {tuple(logits.shape)}: use callables")
+    if targets is None:
+        return logits.detach().argmax(1)
+    B, K = logits.shape
+    given = _as_indices(targets)
+    given = given.reshape(1) if given.ndim == 0 else given
+    if given.ndim > 2 or given.shape[0] not in (1, B) or given.numel() == 0:
+        raise ValueError(f"targets must be one or ({B},) or ({B}, T) for {B} images, got shape {tuple(given.shape)}")
+    outside = given[(given < 0) | (given >= K)]
+    if outside.numel():
+        raise ValueError(f"target {outside[0].item()} is out of range: the model has {K} classes")
+    return given.to(logits.device).expand(B, *given.shape[1:])
+
+
+def scores(output: Any, targets: Targets, batch: int) -> Tensor:
+    """What the gradient is taken of, `(B,)` or `(B, T)`, in the graph of the output."""
+    if not are_callables(targets):
+        logits = logits_of(output)
+        _check_rows(logits, batch)
+        indices = class_indices(targets, logits)
+        return logits.gather(1, indices.view(batch, -1)).view(indices.shape)
+    calls = [targets] if callable(targets) else list(targets)
+    if len(calls) not in (1, batch):
+        raise ValueError(f"targets must be one or {batch} for {batch} images, got {len(calls)}")
+    rows = output if isinstance(output, tuple | list) else logits_of(output)
+    _check_rows(rows, batch)
+    return torch.stack([_scalar(t, row) for t, row in zip(calls * (batch // len(calls)), rows, strict=True)])
+
+
+def are_callables(targets: Targets) -> bool:
+    """Whether targets are callables; `ClassifierOutputTarget`s count as the class indices they hold."""
+    if not isinstance(targets, list | tuple):
+        return callable(targets) and type(targets) is not ClassifierOutputTarget
+    kinds = {callable(t) for t in targets}
+    if len(kinds) == 2:
+        raise TypeError(f"targets must be class indices or callables, not both: {targets!r}")
+    return kinds == {True} and any(type(t) is not ClassifierOutputTarget for t in targets)
+
+
+def _as_indices(targets: Targets) -> Tensor:
+    """Integer targets as a LongTensor, on the CPU unless given elsewhere."""
+    if isinstance(targets, list | tuple):
+        targets = [t.category if isinstance(t, ClassifierOutputTarget) else t for t in targets]
+        if targets and all(isinstance(t, Tensor) for t in targets):
+            targets = torch.stack(list(targets))
+    elif isinstance(targets, ClassifierOutputTarget):
+        targets = targets.category
+    tensor = targets if isinstance(targets, Tensor) else torch.as_tensor(np.asarray(targets))
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+        raise TypeError(f"targets must be class indices or callables, got {targets!r}")
+    return tensor.long()
+
+
+def _check_rows(rows: Any, batch: int) -> None:
+    if len(rows) != batch:
+        raise ValueError(f"the model gives {len(rows)} outputs for {batch} images")
+
+
+def _scalar(target: Callable[[Any], Tensor], row: Any) -> Tensor:
+    value = target(row)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"target {target!r} must give a scalar tensor per image, got {got}")
+    return value.reshape(())

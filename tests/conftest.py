@@ -1,0 +1,55 @@
+"""No GPU: kernels run in Triton's interpreter. The variable must be set before anything imports triton."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest  # noqa: E402
+
+torch.set_num_threads(1)  # two pytest workers on two cores
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pytest_collection_modifyitems(config, items):
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    for item in items:
+        if "gpu" in item.keywords and DEVICE.type != "cuda":
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if "compile" in item.keywords and interpreting:
+            item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1; run: TRITON_INTERPRET=0 pytest -m compile"))
+        if "slow" in item.keywords and "slow" not in config.getoption("-m"):
+            item.add_marker(pytest.mark.skip(reason="slow; run: pytest -m slow"))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def device():
+    return DEVICE
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty(monkeypatch):
+    """torch.empty and its relatives return NaN, so an element that no kernel wrote is caught."""
+
+    def poison(allocate):
+        def poisoned(*args, **kwargs):
+            out = allocate(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() and not out.is_meta else out
+
+        return poisoned
+
+    for owner, name in [
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+    ]:
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
