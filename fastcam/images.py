@@ -42,11 +42,10 @@ class Preprocess:
         """The model's input `(k, h, w)` and the picture it saw `(k, h, w)` in [0, 1], k = the length of `mean`."""
         image = _open(path, len(self.mean))
         if self.resize is not None:
-            scale = self.resize / min(image.size)
-            size = [max(self.resize, round(side * scale)) for side in image.size]
-            image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+            width, height = (self.resize * side // min(image.size) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
         if self.crop is not None:
-            left, top = ((side - self.crop) // 2 for side in image.size)
+            left, top = (round((side - self.crop) / 2) for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
         picture = _tensor(image)
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))

@@ -35,7 +35,7 @@ def channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
         return (G * (A / (A.sum(2, keepdim=True) + 1e-7))).sum(2)
     if weighting == "gradcam++":
         square = G * G
-        alpha = square / (2 * square + A.sum(2, keepdim=True) * square * G + 1e-6)
+        alpha = square / (2 * square + A.sum(2, keepdim=True) * (square * G) + 1e-6)
         return (G.relu() * torch.where(G != 0, alpha, 0)).sum(2)
     raise ValueError(f"weighting must be one of {CHANNELWISE}, got {weighting!r}")
 

@@ -196,9 +196,9 @@ def _forward(
             output = call(net, x)
         except _Stop:
             output = None
-    names = {m: n for n, m in net.named_modules()}
-    missing = [names.get(m, type(m).__name__) for m in layers if m not in recorded]
-    if missing:
+    if len(recorded) < len(wanted):
+        names = {m: n for n, m in net.named_modules()}
+        missing = [names.get(m, type(m).__name__) for m in layers if m not in recorded]
         raise ValueError(f"target layer {', '.join(map(repr, missing))} did not run in this forward pass")
     return Run(layers, x, recorded, output)
 

@@ -94,9 +94,9 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
     given = given.reshape(1) if given.ndim == 0 else given
     if given.ndim > 2 or given.shape[0] not in (1, B) or given.numel() == 0:
         raise ValueError(f"targets must be one or ({B},) or ({B}, T) for {B} images, got shape {tuple(given.shape)}")
-    outside = given[(given < 0) | (given >= K)]
-    if outside.numel():
-        raise ValueError(f"target {outside[0].item()} is out of range: the model has {K} classes")
+    outside = (given < 0) | (given >= K)
+    if outside.any():
+        raise ValueError(f"target {given[outside][0].item()} is out of range: the model has {K} classes")
     return given.to(logits.device).expand(B, *given.shape[1:])
 
 
@@ -133,10 +133,14 @@ def _as_indices(targets: Targets) -> Tensor:
             targets = torch.stack(list(targets))
     elif isinstance(targets, ClassifierOutputTarget):
         targets = targets.category
-    tensor = targets if isinstance(targets, Tensor) else torch.as_tensor(np.asarray(targets))
-    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+    if isinstance(targets, Tensor):
+        integers = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    else:
+        targets = np.asarray(targets)
+        integers = targets.dtype.kind in "iu" or targets.size == 0
+    if not integers:
         raise TypeError(f"targets must be class indices or callables, got {targets!r}")
-    return tensor.long()
+    return torch.as_tensor(targets).long()
 
 
 def _check_rows(rows: Any, batch: int) -> None:

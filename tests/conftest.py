@@ -2,14 +2,17 @@
 
 import os
 
-import torch
+for library in ("OMP", "OPENBLAS", "MKL"):  # two pytest workers on two cores: one thread each, numpy's too
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest  # noqa: E402
 
-torch.set_num_threads(1)  # two pytest workers on two cores
+torch.set_num_threads(1)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -1,0 +1,135 @@
+"""Each method against grad-cam and against the model's forward pass: time and peak memory."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_grad_cam
+import torch
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from benchmarks.memory import peak_bytes
+from benchmarks.models import RECIPES, images, network, predicted
+from benchmarks.session import SETTINGS
+from benchmarks.settings import Settings
+from benchmarks.side_by_side import SideBySide, wall_clock
+from fastcam import ops
+from fastcam.layers import find_layers
+from fastcam.methods import METHODS
+
+TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}  # on finished maps in [0, 1]; TF32 is off
+SIGNLESS = ("eigencam", "eigengradcam")  # a principal component has no sign of its own
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is explained: a network, its layer, a batch of images and the class of each."""
+
+    net: nn.Module
+    layer: str
+    x: Tensor
+    targets: list[int]
+
+    @classmethod
+    def of(cls, model: str, batch: int, device: str) -> Problem:
+        recipe, net = RECIPES[model], network(model, device)
+        x = images(batch, recipe.size).to(device)
+        return cls(net, recipe.layer, x, predicted(net, x))
+
+    def copied(self) -> Problem:
+        """The same with a network of its own: hooks and gradients that one side leaves in it touch no other."""
+        return Problem(copy.deepcopy(self.net), self.layer, self.x, self.targets)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    settings = metafunc.config.stash[SETTINGS]
+    assert settings.device is not None
+    cases = [
+        (model, batch, method)
+        for model in settings.models
+        for batch in settings.batches_on(settings.device)
+        for method in settings.chosen(METHODS)
+    ]
+    metafunc.parametrize(("model", "batch", "method"), cases)
+
+
+def bench_method(benchmark: Any, settings: Settings, model: str, batch: int, method: str) -> None:
+    if (method, batch) in settings.left_out:
+        pytest.skip(settings.left_out[method, batch])
+    device = str(settings.device)
+    problem = Problem.of(model, batch, device)
+    benchmark.extra_info.update(case="methods", model=model, batch=batch, method=method)
+    comparison = SideBySide(sides(problem, method), wall_clock(device))
+    outputs = comparison.warm_up()
+    benchmark.extra_info["difference"] = check(problem, method, outputs, TOLERANCE[device])
+    expected = settings.repetitions * comparison.warm_up_seconds
+    if expected > settings.case_limit:
+        pytest.skip(f"would take longer than the limit of {settings.case_limit:.0f} s")
+    gc.collect()
+    comparison.run(benchmark, settings.repetitions)
+    gc.collect()  # grad-cam's objects are in cycles with its hooks
+    memory = {name: peak_bytes(call, device) for name, call in sides(problem, method).items()}
+    benchmark.extra_info["memory"] = memory
+    benchmark.extra_info["memory_ratios"] = {
+        f"{name}/forward": size / memory["forward"] for name, size in memory.items() if name != "forward"
+    }
+
+
+def sides(problem: Problem, method: str) -> dict[str, Callable[[], Any]]:
+    """The calls to compare, from images on the device to maps in numpy, each with its own copy of the network.
+
+    None of them has run yet, so the network copies hold no gradients and the methods no graph of an earlier call.
+    """
+    calls = {"forward": forward(problem.copied()), "fastcam": ours(problem.copied(), method)}
+    if method != "cam":  # grad-cam has none
+        calls["grad-cam"] = theirs(problem.copied(), METHODS[method].__name__)
+    return calls
+
+
+def forward(problem: Problem) -> Callable[[], Tensor]:
+    return partial(torch.no_grad()(problem.net), problem.x)
+
+
+def ours(problem: Problem, method: str) -> Callable[[], np.ndarray]:
+    return partial(METHODS[method](problem.net, problem.layer), problem.x, problem.targets)
+
+
+def theirs(problem: Problem, name: str) -> Callable[[], np.ndarray]:
+    cam = getattr(pytorch_grad_cam, name)(model=problem.net, target_layers=find_layers(problem.net, problem.layer))
+    return partial(cam, input_tensor=problem.x, targets=[ClassifierOutputTarget(t) for t in problem.targets])
+
+
+def check(problem: Problem, method: str, outputs: dict[str, Any], tolerance: float) -> float:
+    """The largest difference between fastcam's maps and grad-cam's; an error if it is not within the tolerance.
+
+    CAM is compared with grad-cam's GradCAM, which is the same map where CAM is defined.
+    """
+    ours_, reference = outputs["fastcam"], outputs.get("grad-cam")
+    if reference is None:
+        reference = theirs(problem.copied(), "GradCAM")()
+    if not (reference.max(axis=(1, 2)) > 0.5).mean() >= 0.5:
+        raise AssertionError("most of grad-cam's maps are empty: comparing them says nothing")
+    if method in SIGNLESS:
+        difference = difference_up_to_sign(problem, method, ours_, reference)
+    else:
+        difference = float(np.abs(ours_ - reference).max())
+    if not difference <= tolerance:
+        raise AssertionError(f"maps differ from grad-cam's by {difference:.2e}, more than {tolerance:.0e}")
+    return difference
+
+
+def difference_up_to_sign(problem: Problem, method: str, maps: np.ndarray, reference: np.ndarray) -> float:
+    """The reference must be the map of the signed component or of its opposite; the timed map that of the former."""
+    cam = METHODS[method](problem.net, problem.layer)
+    low = cam.attribute(problem.x, problem.targets, normalize=False, size=None).cpu().unsqueeze(1)  # (B, 1, h, w)
+    same, opposite = (ops.finish([m], problem.x.shape[2:]).numpy() for m in (low, -low))
+    both = np.stack([np.abs(reference - m).max(axis=(1, 2)) for m in (same, opposite)])  # (2, B)
+    return float(max(both.min(axis=0).max(), np.abs(maps - same).max()))

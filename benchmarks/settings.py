@@ -1,0 +1,112 @@
+"""What is to be measured: the command line and the named sets."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+CASES = ("methods", "operators")
+MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
+BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
+RECORDED_REPETITIONS = 7
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run. Empty `batches` and `methods` stand for all of them.
+
+    set_name     the named set this is, as recorded
+    left_out     (method, batch) -> why a set does without it
+    case_limit   in seconds: a case that would take longer is left out, and the results say so
+    whole        nothing but a named set narrows the run down, so its results replace those on record
+    """
+
+    device: str | None = None
+    cases: tuple[str, ...] = CASES
+    models: tuple[str, ...] = MODELS
+    batches: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
+    repetitions: int = RECORDED_REPETITIONS
+    threads: int | None = None
+    case_limit: float = 900.0
+    commit: str | None = None
+    out: Path | None = None
+    set_name: str | None = None
+    whole: bool = True
+    left_out: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the run goes to `benchmarks/results/` when no file is named."""
+        return self.whole and self.repetitions >= RECORDED_REPETITIONS
+
+    def batches_on(self, device: str) -> tuple[int, ...]:
+        return self.batches or BATCHES[device]
+
+    def chosen(self, methods: Iterable[str]) -> list[str]:
+        """Those of `methods` that are wanted, in their order."""
+        return [m for m in methods if not self.methods or m in self.methods]
+
+
+_SVD = "grad-cam decomposes each image's activations with numpy, minutes a call"
+SETS = {
+    "gpu-short": Settings(
+        device="cuda",
+        models=("resnet50",),
+        batches=(1, 32, 256),
+        methods=("gradcam", "gradcam++", "layercam", "eigencam", "eigengradcam"),
+        case_limit=150.0,
+        set_name="gpu-short",
+        left_out={("eigencam", 256): _SVD, ("eigengradcam", 256): _SVD},
+    )
+}
+
+
+def parse(arguments: list[str]) -> Settings:
+    """The settings of a command line; what it says outweighs what its set says."""
+    parser = _parser()
+    given = vars(parser.parse_args(arguments))
+    base = SETS[name] if (name := given.pop("set")) else Settings()
+    if base.device and given["device"] not in (None, base.device):
+        parser.error(f"--set {name} is for {base.device}, got --device {given['device']}")
+    said: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if v is not None}
+    narrowed = {"cases", "models", "batches", "methods"} & said.keys()
+    return replace(base, **said, whole=not narrowed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure fastcam against grad-cam and the forward pass. `report` as the first word writes the "
+        "README's tables from the recorded runs. A run narrowed down by --case, --model, --batch or --method, or one "
+        f"of fewer than {RECORDED_REPETITIONS} repetitions, is written only with --out.",
+    )
+    parser.add_argument("--set", choices=SETS, help="a named selection; gpu-short: what matters most, under 8 minutes")
+    parser.add_argument("--device", choices=tuple(BATCHES), help="default: cuda where there is one")
+    parser.add_argument("--case", dest="cases", choices=CASES, action="append", help="repeatable; default: both")
+    parser.add_argument("--model", dest="models", choices=(*MODELS, "toy"), action="append", help="repeatable")
+    parser.add_argument("--batch", dest="batches", type=_positive, action="append", metavar="N", help="repeatable")
+    parser.add_argument(
+        "--method", dest="methods", action="append", metavar="NAME", help="repeatable; as in fastcam.methods.METHODS"
+    )
+    parser.add_argument("--repetitions", type=_repetitions, metavar="N", help=f"default: {RECORDED_REPETITIONS}")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="of torch, OpenMP and BLAS; default: theirs")
+    parser.add_argument("--case-limit", type=float, metavar="SECONDS", help="leave out a case that takes longer")
+    parser.add_argument("--commit", help="what to record as the commit where git is not at hand")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<device>.json")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _repetitions(text: str) -> int:
+    if (value := int(text)) < 2:
+        raise argparse.ArgumentTypeError(f"quartiles need at least 2 repetitions, got {value}")
+    return value

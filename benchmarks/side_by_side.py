@@ -1,0 +1,84 @@
+"""Times several ways of doing one thing alternately, so that a drift of the machine falls on all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+Clock = Callable[[Call], float]  # runs a call and says how many seconds it took
+
+
+class SideBySide:
+    """Sides `name -> call` in one interleaved run, from the baseline to the slowest, say.
+
+    Each repetition times every side once and begins one side later than the one before. What counts is the median
+    over the repetitions of the ratio of two sides within one repetition.
+    """
+
+    def __init__(self, sides: Mapping[str, Call], clock: Clock) -> None:
+        self.sides = dict(sides)
+        self.clock = clock
+        self.seconds: dict[str, list[float]] = {name: [] for name in sides}
+        self.warm_up_seconds = 0.0
+
+    def warm_up(self) -> dict[str, Any]:
+        """One untimed call of each side; what they return, to be checked before anything is timed."""
+        begin = time.perf_counter()
+        outputs = {name: call() for name, call in self.sides.items()}
+        self.warm_up_seconds = time.perf_counter() - begin
+        return outputs
+
+    def repetition(self) -> None:
+        names = list(self.sides)
+        first = len(self.seconds[names[0]]) % len(names)
+        for name in names[first:] + names[:first]:
+            self.seconds[name].append(self.clock(self.sides[name]))
+
+    def run(self, benchmark: Any, repetitions: int) -> dict[str, Any]:
+        """The repetitions as rounds of the pytest-benchmark fixture; the summary, also left in its `extra_info`."""
+        benchmark.pedantic(self.repetition, rounds=repetitions, iterations=1)
+        summary = self.summary()
+        benchmark.extra_info.update(summary)
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        """Seconds of each side, and ratios `"later/earlier"` of each two: medians with their quartiles."""
+        return {
+            "repetitions": min(len(s) for s in self.seconds.values()),
+            "seconds": {name: spread(s) for name, s in self.seconds.items()},
+            "ratios": {f"{b}/{a}": spread(self.ratio(b, a)) for a, b in combinations(self.sides, 2)},
+        }
+
+    def ratio(self, side: str, base: str) -> list[float]:
+        """Seconds of one side over those of another, repetition by repetition."""
+        return [s / b for s, b in zip(self.seconds[side], self.seconds[base], strict=True)]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """The median and the quartiles of at least two values."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "quartiles": [low, high]}
+
+
+def wall_clock(device: str) -> Clock:
+    """Seconds from the call to its end, on a GPU to the end of all it left queued there."""
+
+    def on_cpu(call: Call) -> float:
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+
+    def on_gpu(call: Call) -> float:
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    return on_gpu if device == "cuda" else on_cpu

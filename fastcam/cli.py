@@ -1,0 +1,213 @@
+"""The `fastcam` command: explain images, list a model's layers, run the demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fastcam
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 if some images failed, 2 for a mistake in the arguments."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_: print(f"fastcam: warning: {message}", file=sys.stderr)
+    try:
+        return options.run(options)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"fastcam: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    from fastcam.methods import METHODS
+
+    parser = argparse.ArgumentParser(prog="fastcam", description="See what a vision network looks at.")
+    parser.add_argument("--version", action="version", version=f"fastcam {fastcam.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    explain = commands.add_parser(
+        "explain", help="explain images: overlay (PNG), map (.npy) and record (JSON) for each"
+    )
+    explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    _model_arguments(explain)
+    explain.add_argument("--method", choices=METHODS, default="gradcam", help="default: gradcam")
+    explain.add_argument("--layer", action="append", help="name, index path or glob; repeat for several layers")
+    explain.add_argument("--target", type=int, help="class index; default: the predicted class")
+    explain.add_argument("--aug-smooth", action="store_true", help="mean over six augmentations of the image")
+    explain.add_argument("--eigen-smooth", action="store_true", help="principal component instead of the sum")
+    explain.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
+    explain.add_argument("--batch-size", type=_positive, default=16, help="default: 16")
+    explain.set_defaults(run=_explain)
+
+    layers = commands.add_parser("layers", help="list a model's layers, their output shapes and the suggested one")
+    _model_arguments(layers)
+    layers.set_defaults(run=_layers)
+
+    demo = commands.add_parser("demo", help="explain digit scenes by every method, with a network that comes along")
+    demo.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the figure and the table")
+    demo.add_argument("--device", default=_default_device(), help="default: %(default)s")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="torchvision name, or package.module:callable")
+    parser.add_argument("--weights", help="torchvision name such as DEFAULT, or a file with a state_dict")
+    parser.add_argument("--size", type=_positive, help="side of the square input; default: 224, or the weights' own")
+    parser.add_argument("--device", default=_default_device(), help="default: %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: fp32")
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from fastcam.images import find_images
+    from fastcam.layers import default_layer, layer_name
+    from fastcam.methods import METHODS
+    from fastcam.models import load_model
+
+    paths = find_images(options.images)
+    _make_folder(options.out)
+    loaded = load_model(options.model, options.weights, options.size)
+    model = loaded.model.to(options.device, DTYPES[options.dtype])
+    cam = METHODS[options.method](model, options.layer)
+    shared = {name: getattr(options, name) for name in ("model", "weights", "method", "dtype")}
+    shared["fastcam"] = fastcam.__version__
+    names = _names(paths)
+    failed = 0
+    waiting = _progress(paths)
+    while chunk := list(islice(waiting, options.batch_size)):
+        good, inputs, pictures = [], [], []
+        for path in chunk:
+            try:
+                x, picture = loaded.preprocess(path)
+            except (ValueError, OSError) as error:
+                print(f"fastcam: {error}", file=sys.stderr)
+                failed += 1
+                continue
+            good.append(path)
+            inputs.append(x)
+            pictures.append(picture)
+        if not good:
+            continue
+        x = torch.stack(inputs).to(options.device, DTYPES[options.dtype])
+        maps = cam(x, options.target, aug_smooth=options.aug_smooth, eigen_smooth=options.eigen_smooth)
+        layers = cam.target_layers or [default_layer(model, x)]
+        shared["layer"] = [layer_name(model, layer) for layer in layers]
+        for n, record in enumerate(_records(cam.outputs, options.target, loaded.categories)):
+            _write(options.out / names[good[n]], pictures[n], maps[n], {"image": str(good[n]), **record, **shared})
+    if failed:
+        print(f"fastcam: {failed} of {len(paths)} images failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _records(outputs: Tensor | None, target: int | None, categories: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """Predicted and explained class of each image, with its probability."""
+    assert outputs is not None
+    probabilities = outputs.float().softmax(1).cpu()
+    for row in probabilities:
+        predicted = int(row.argmax())
+        classes = {"predicted": predicted, "explained": predicted if target is None else target}
+        yield {
+            key: {"class": c, "score": round(float(row[c]), 6), **({"name": categories[c]} if categories else {})}
+            for key, c in classes.items()
+        }
+
+
+def _write(stem: Path, picture: Tensor, cam: np.ndarray, record: dict[str, Any]) -> None:
+    from fastcam.figures import overlay
+    from fastcam.images import save_png
+
+    save_png(overlay(picture, cam), stem.with_name(stem.name + ".png"))
+    np.save(stem.with_name(stem.name + ".npy"), cam)
+    stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _layers(options: argparse.Namespace) -> int:
+    from fastcam.layers import layer_table, suggest
+    from fastcam.models import input_channels, load_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shapes do not depend on weights
+        loaded = load_model(options.model, options.weights, options.size)
+    model = loaded.model.to(options.device, DTYPES[options.dtype])
+    side = loaded.preprocess.crop or 224
+    x = torch.rand(1, input_channels(model), side, side, device=options.device, dtype=DTYPES[options.dtype])
+    table = layer_table(model, x)
+    rows = [
+        (r.name, type(r.module).__name__, "not run" if r.order < 0 else "-" if r.shape is None else _times(r.shape))
+        for r in table
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print(f"suggested: {suggest(table, x.ndim).name}")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from fastcam.demo import run
+
+    _make_folder(options.out)
+    print(run(options.out, options.device))
+    return 0
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A file name of its own for each image's results: its stem, numbered where stems collide."""
+    taken: set[str] = set()
+    names: dict[Path, str] = {}
+    for path in paths:
+        if path in names:
+            continue
+        candidates = (path.stem if n == 1 else f"{path.stem}-{n}" for n in count(1))
+        names[path] = next(name for name in candidates if name not in taken)
+        taken.add(names[path])
+    return names
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the output folder, or fail now rather than after the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise ValueError(f"output folder {folder} cannot be written: {error.strerror}") from error
+
+
+def _progress(paths: Sequence[Path]) -> Iterator[Path]:
+    from tqdm import tqdm
+
+    return iter(tqdm(paths, unit="image", disable=len(paths) < 2 or not sys.stderr.isatty()))
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Models by name, for the command line: torchvision's, or any callable that returns one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcam.images import Preprocess
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode, how its images are made, and its classes' names, if known."""
+
+    model: nn.Module
+    preprocess: Preprocess
+    categories: Sequence[str] | None = None
+
+
+def load_model(name: str, weights: str | None = None, size: int | None = None) -> Loaded:
+    """The model `name`, a torchvision name or `package.module:callable`.
+
+    weights   a torchvision name such as "DEFAULT", or a file with a state_dict (read with `weights_only=True`);
+              None leaves a torchvision model random, with a warning
+    size      side of the square input in pixels; None takes the weights' own, or 224
+    Raises ValueError for unknown names and weights that do not fit, ImportError where a package is missing.
+    """
+    from_file = weights is not None and os.path.exists(weights)
+    entry = None
+    if ":" in name:
+        if weights is not None and not from_file:
+            raise ValueError(f"weights must be a file for the model {name!r}, got {weights!r}")
+        model = _called(name)
+    else:
+        entry = None if weights is None or from_file else _torchvision_weights(name, weights)
+        model = _torchvision_model(name, entry)
+    if from_file:
+        assert weights is not None
+        _load_file(model, weights)
+    elif entry is None and ":" not in name:
+        warnings.warn(f"the weights of {name} are random: pass --weights", stacklevel=2)
+    preprocess = Preprocess() if entry is None else _preprocess_of(entry)
+    if size is not None:
+        preprocess = replace(preprocess, resize=round(size * 256 / 224), crop=size)
+    categories = None if entry is None else entry.meta.get("categories")
+    return Loaded(model.eval(), preprocess.for_channels(input_channels(model)), categories)
+
+
+def input_channels(model: nn.Module) -> int:
+    """The channels of the model's first convolution; 3 for a model without."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    return 3 if first is None else first.in_channels
+
+
+def _called(name: str) -> nn.Module:
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # a console script does not see the folder it is called in
+        sys.path.insert(0, os.getcwd())
+    imported = importlib.import_module(module)
+    if not callable(getattr(imported, attribute, None)):
+        raise ValueError(f"model {name!r}: {module} has no callable {attribute!r}")
+    model = getattr(imported, attribute)()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {name!r} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _torchvision() -> Any:
+    try:
+        return importlib.import_module("torchvision.models")
+    except ImportError as error:
+        raise ImportError("models by name need torchvision: pip install 'fastcam[models]'") from error
+
+
+def _torchvision_model(name: str, entry: Any) -> nn.Module:
+    models = _torchvision()
+    known = models.list_models()
+    if name not in known:
+        nearest = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.3))
+        raise ValueError(
+            f"no torchvision model {name!r}; the nearest names: {nearest}; or give package.module:callable"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce their initialisation
+        return models.get_model(name, weights=entry)
+
+
+def _torchvision_weights(name: str, weights: str) -> Any:
+    models = _torchvision()
+    if name not in models.list_models():
+        return None  # the model's own error follows
+    known = models.get_model_weights(name)
+    if weights not in known.__members__:
+        raise ValueError(f"weights {weights!r} are neither a file nor one of {', '.join(known.__members__)} of {name}")
+    return known[weights]
+
+
+def _preprocess_of(entry: Any) -> Preprocess:
+    transforms = entry.transforms()
+    return Preprocess(transforms.resize_size[0], transforms.crop_size[0], transforms.mean, transforms.std)
+
+
+def _load_file(model: nn.Module, path: str) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises its own, pickle's and zip's
+        raise ValueError(f"weights {path} cannot be read as a state_dict: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"weights {path} hold a {type(state).__name__}, expected a state_dict")
+    try:
+        model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    except RuntimeError as error:
+        raise ValueError(f"weights {path} do not fit {type(model).__name__}: {error}") from error

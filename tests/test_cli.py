@@ -1,0 +1,134 @@
+"""The command line, run in this process on a small network of the tests and on files of real photographs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from models import photographs, tiny
+from PIL import Image
+
+import fastcam
+from fastcam import GradCAM
+from fastcam.cli import main
+from fastcam.images import Preprocess
+from fastcam.models import load_model
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name, image in zip(["a.png", "b.jpg", "more/a.png"], photographs(3, 60, 70), strict=True):
+        pixels = ((image * 0.25 + 0.45).clamp(0, 1) * 255).byte().movedim(0, -1).numpy()
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def explain(*arguments):
+    return main(["explain", "--model", "models:tiny", "--size", "32", "--device", "cpu", *map(str, arguments)])
+
+
+def test_explain_writes_picture_map_and_record(photos, tmp_path):
+    out = tmp_path / "out"
+    assert explain(photos, "--layer", "body", "--target", 2, "--out", out, "--batch-size", 2) == 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        f"{stem}.{kind}" for stem in ("a-2", "a", "b") for kind in ("json", "npy", "png")
+    ]
+    x, _ = Preprocess(37, 32)(photos / "b.jpg")
+    cam = GradCAM(tiny(), "body")
+    np.testing.assert_allclose(np.load(out / "b.npy"), cam(x[None], 2)[0], atol=1e-6)
+    assert np.asarray(Image.open(out / "b.png")).shape == (32, 32, 3)
+    record = json.loads((out / "b.json").read_text())
+    probabilities = cam.outputs.softmax(1)[0]
+    assert record["explained"] == {"class": 2, "score": pytest.approx(probabilities[2].item(), abs=1e-5)}
+    assert record["predicted"]["class"] == probabilities.argmax().item()
+    assert (record["layer"], record["method"], record["fastcam"]) == (["body"], "gradcam", fastcam.__version__)
+    assert record["image"] == str(photos / "b.jpg") and record["dtype"] == "fp32"
+
+
+def test_explain_defaults_and_options(photos, tmp_path):
+    out = tmp_path / "out"
+    assert explain(photos / "a.png", "--method", "eigencam", "--dtype", "bf16", "--out", out) == 0
+    record = json.loads((out / "a.json").read_text())
+    assert record["layer"] == ["tail"] and record["explained"] == record["predicted"]
+    layers = ("--layer", "body", "--layer", "tail", "--aug-smooth", "--eigen-smooth")
+    assert explain(photos / "a.png", *layers, "--out", out) == 0
+    assert json.loads((out / "a.json").read_text())["layer"] == ["body", "tail"]
+
+
+def test_a_broken_image_does_not_stop_the_others(photos, tmp_path, capsys):
+    whole = (photos / "b.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "text.png").write_text("no image")
+    assert explain(photos, "--out", tmp_path / "out") == 1
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 3
+    errors = capsys.readouterr().err
+    assert "cut.jpg cannot be read as an image" in errors and "text.png cannot be read" in errors
+    assert "2 of 5 images failed" in errors
+
+
+def test_weights_from_a_file(photos, tmp_path, capsys):
+    state = {f"module.{k}": v + 1 for k, v in tiny().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "w.pt")
+    loaded = load_model("models:tiny", str(tmp_path / "w.pt"))
+    assert torch.equal(loaded.model.head.bias, tiny().head.bias + 1) and not loaded.model.training
+    torch.save(tiny(), tmp_path / "pickle.pt")  # a whole module would run code when unpickled
+    assert explain(photos, "--weights", tmp_path / "pickle.pt", "--out", tmp_path / "o") == 2
+    assert "cannot be read as a state_dict" in capsys.readouterr().err
+    torch.save({"other": torch.ones(1)}, tmp_path / "other.pt")
+    assert explain(photos, "--weights", tmp_path / "other.pt", "--out", tmp_path / "o") == 2
+    assert "do not fit TinyNet" in capsys.readouterr().err
+
+
+def test_torchvision_names(capsys):
+    with pytest.warns(UserWarning, match="weights of resnet18 are random: pass --weights"):
+        assert load_model("resnet18", size=64).preprocess.crop == 64
+    for arguments, message in [
+        (["--model", "resnet19"], "no torchvision model 'resnet19'; the nearest names: resnet1"),
+        (["--model", "resnet18", "--weights", "IMAGENET"], "neither a file nor one of IMAGENET1K_V1, DEFAULT"),
+        (["--model", "models:nothing"], "has no callable 'nothing'"),
+        (["--model", "no_such_module:net"], "No module named 'no_such_module'"),
+        (["--model", "models:photographs"], "missing 3 required positional arguments"),
+        (["--model", "builtins:dict"], "must return a torch.nn.Module, got dict"),
+    ]:
+        explained = ["explain", ".", *arguments] if "IMAGENET" in arguments else ["layers", *arguments]
+        out = ["--out", "/dev/null/x"] if explained[0] == "explain" else []
+        assert main([*explained, *out]) == 2
+        text = capsys.readouterr().err
+        assert message in text or "no image in folder" in text
+
+
+def test_mistakes_in_the_arguments(photos, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    for arguments, message in [
+        (["nothing.png", "--out", tmp_path / "o"], "no file or folder nothing.png"),
+        ([photos, "--out", file / "below"], "cannot be written"),
+        ([photos, "--out", tmp_path / "o", "--layer", "bodi"], "no layer 'bodi' in the model TinyNet"),
+        ([photos, "--out", tmp_path / "o", "--target", "5"], "target 5 is out of range: the model has 5 classes"),
+    ]:
+        assert explain(*arguments) == 2
+        assert message in capsys.readouterr().err
+    for arguments in (["--batch-size", "0"], ["--method", "nothing"]):
+        with pytest.raises(SystemExit, match="2"):
+            explain(photos, "--out", tmp_path / "o", *arguments)
+
+
+def test_layers_prints_names_types_shapes_and_a_suggestion(capsys):
+    assert main(["layers", "--model", "models:tiny", "--size", "32", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "suggested: tail"
+    (row,) = (line.split() for line in lines if line.startswith("body.0"))
+    assert row == ["body.0", "Conv2d", "1", "x", "12", "x", "16", "x", "16"]
+
+
+def test_the_command_is_installed():
+    version = subprocess.run(
+        [sys.executable, "-c", "from fastcam.cli import main; main(['--version'])"], capture_output=True, text=True
+    )
+    assert version.stdout == f"fastcam {fastcam.__version__}\n"

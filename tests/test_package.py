@@ -1,0 +1,146 @@
+"""What is installed: the public names, what an import costs, the wheel, the README's promises."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+import fastcam
+
+ROOT = pathlib.Path(__file__).parent.parent
+PUBLIC = [
+    *("BinaryClassifierOutputTarget", "CAM", "ClassifierOutputReST", "ClassifierOutputSoftmaxTarget"),
+    *("ClassifierOutputTarget", "EigenCAM", "EigenGradCAM", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus"),
+    *("HiResCAM", "LayerCAM", "XGradCAM", "__version__", "layer_table", "load_image", "overlay"),
+]
+
+
+def test_the_public_names():
+    assert sorted(fastcam.__all__) == sorted(PUBLIC) == dir(fastcam)
+    for name in PUBLIC:
+        assert getattr(fastcam, name) is not None
+        assert not (ROOT / "fastcam" / f"{name}.py").exists(), "a public name is no module's"
+    with pytest.raises(AttributeError, match="no attribute 'NoCAM'"):
+        fastcam.NoCAM  # noqa: B018
+
+
+def test_public_names_are_documented():
+    for name in PUBLIC:
+        if name != "__version__":
+            assert len(getattr(fastcam, name).__doc__ or "") > 40, name
+
+
+def loaded_by(code: str) -> set[str]:
+    heavy = ["matplotlib", "PIL", "triton", "torchvision", "tqdm", "sklearn"]
+    code += f"\nimport sys; print(*[m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_imports_stay_light():
+    assert loaded_by("import fastcam") == set()
+    explained = """
+import torch, fastcam
+net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+fastcam.GradCAM(net)(torch.rand(1, 1, 8, 8))
+fastcam.EigenCAM(net)(torch.rand(1, 1, 8, 8))
+"""
+    assert not loaded_by(explained) & {"matplotlib", "PIL", "torchvision", "tqdm", "sklearn"}
+
+
+def test_each_heavy_package_has_one_place():
+    places = {"PIL": "images.py", "matplotlib": "figures.py"}
+    for file in (ROOT / "fastcam").rglob("*.py"):
+        found = set(re.findall(r"^\s*(?:import|from) (\w+)", file.read_text(), re.MULTILINE))
+        for package, place in places.items():
+            assert package not in found or file.name == place, file
+        assert "triton" not in found, f"{file}: triton belongs to kernels/"
+
+
+def test_packages_are_the_folders():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {"fastcam.kernels"} | {
+        ".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "fastcam").rglob("__init__.py")
+    }
+    assert set(project["packages"]) == folders
+
+
+def test_kernels_are_imported_by_one_name_only():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import kernels"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "import fastcam instead" in run.stderr
+    assert importlib.import_module("fastcam.kernels").__name__ == "fastcam.kernels"
+
+
+def test_the_wheel_works_outside_the_checkout(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "fastcam", "kernels"):
+        (source / name).symlink_to(ROOT / name)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."]
+    subprocess.run(build, check=True, cwd=_copied(source, tmp_path / "tree"), capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for needed in ("fastcam/py.typed", "fastcam/demo_data/weights.pt", "fastcam/demo_data/digits.npz"):
+        assert needed in inside
+    assert {f"fastcam/kernels/{f.name}" for f in (ROOT / "kernels").glob("*.py")} <= inside
+    assert not any(name.startswith(("kernels/", "tests/", "benchmarks/")) for name in inside)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = """
+import fastcam, fastcam.kernels
+from fastcam.scenes import load_network, make_scenes
+scenes = make_scenes(2)
+print(fastcam.__file__)
+print(fastcam.GradCAM(load_network(), "stage3")(scenes.images).shape)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert run.stdout.splitlines() == [str(tmp_path / "site/fastcam/__init__.py"), "(2, 64, 64)"]
+
+
+def _copied(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    """A plain copy, so that building writes nothing into the checkout."""
+    import shutil
+
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return target
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "fastcam").rglob("*.py")), ids=lambda f: f.stem)
+def test_examples_in_docstrings_run(file):
+    if file.parent.name == "demo_data":
+        pytest.skip("a script, run by hand")
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_examples_in_the_readme_run(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    shared: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), shared)  # the blocks build on each other
+    for link in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", text):
+        assert (ROOT / "".join(link)).exists(), link
+
+
+def test_no_path_of_a_machine_is_in_the_project():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    wrong = re.compile(r"(?<![\w.])/(?:work|root|home)/\w")
+    for name in filter(None, files):
+        if pathlib.Path(name).suffix in {".py", ".md", ".toml", ".json", ""} and (ROOT / name).is_file():
+            assert not wrong.search((ROOT / name).read_text(errors="replace")), name

@@ -1,0 +1,137 @@
+"""A user's model is exactly what it was after any public call, and after an exception anywhere in one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import TinyNet, tiny
+
+import fastcam
+from fastcam.layers import default_layer
+from fastcam.methods import METHODS
+
+
+class Fragile(TinyNet):
+    """Global pooling and a linear head directly behind `tail`; raises in the middle of a forward pass on demand."""
+
+    broken = False
+
+    def forward(self, x):
+        x = self.relu(self.body(self.stem(x)))
+        if self.broken:
+            raise KeyError("in forward")
+        return self.head(self.tail(x).mean((2, 3)))
+
+
+def snapshot(net):
+    modules = {
+        name: (
+            module,
+            module.training,
+            {k: list(v) for k, v in vars(module).items() if "hook" in k and hasattr(v, "__iter__")},
+            sorted(vars(module)),
+        )
+        for name, module in net.named_modules()
+    }
+    tensors = {
+        name: (id(t), t.requires_grad, None if t.grad is None else (id(t.grad), t.grad.clone()), t.detach().clone())
+        for name, t in [*net.named_parameters(), *net.named_buffers()]
+    }
+    world = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_cache_enabled())
+    return modules, tensors, world, torch.get_rng_state()
+
+
+def assert_same(before, after):
+    assert before[0] == after[0] and before[2] == after[2]
+    assert torch.equal(before[3], after[3]), "random numbers were drawn"
+    assert before[1].keys() == after[1].keys()
+    for name, (identity, requires_grad, grad, value) in before[1].items():
+        now = after[1][name]
+        assert (identity, requires_grad) == now[:2] and torch.equal(value, now[3]), name
+        assert (grad is None) == (now[2] is None), name
+        assert grad is None or grad[0] == now[2][0] and torch.equal(grad[1], now[2][1]), name
+
+
+def broken_target(row):
+    raise KeyError("in target")
+
+
+def broken_transform(t):
+    raise KeyError("in reshape_transform")
+
+
+CALLS = {
+    "plain": lambda cam, x: cam(x),
+    "classes": lambda cam, x: cam(x, torch.tensor([[0, 1], [2, 3]])),
+    "aug_smooth": lambda cam, x: cam(x, 1, aug_smooth=True),
+    "eigen_smooth": lambda cam, x: cam(x, 1, eigen_smooth=True),
+    "attribute": lambda cam, x: cam.attribute(x, normalize=False, size=None),
+    "context": lambda cam, x: cam.__enter__()(x) is cam.__exit__(None, None, None),
+}
+
+
+def fragile():
+    net = tiny(Fragile).train()
+    net.stem.eval()
+    net.head.weight.requires_grad_(False)
+    net.tail.weight.grad = torch.randn_like(net.tail.weight)
+    net.body.register_forward_hook(lambda *_: None)
+    return net
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("call", CALLS)
+def test_after_a_call(method, call):
+    net, x = fragile(), torch.randn(2, 3, 20, 24, requires_grad=True)
+    before, image = snapshot(net), x.detach().clone()
+    CALLS[call](METHODS[method](net, "tail"), x)
+    assert_same(before, snapshot(net))
+    assert torch.equal(x, image) and x.grad is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("where", ["forward", "target", "reshape_transform"])
+def test_after_an_exception(method, where):
+    net, x = fragile(), torch.randn(2, 3, 20, 24)
+    net.broken = where == "forward"
+    cam = METHODS[method](net, "tail", broken_transform if where == "reshape_transform" else None)
+    before = snapshot(net)
+    targets = broken_target if where == "target" else None
+    if where == "target" and method in ("eigencam", "cam"):  # the one asks no target, the other takes only classes
+        pytest.skip("no callable is called")
+    with pytest.raises(KeyError, match=f"in {where}"):
+        cam(x, targets)
+    assert_same(before, snapshot(net))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("call", [fastcam.layer_table, default_layer], ids=lambda c: c.__name__)
+def test_after_looking_at_the_layers(call, broken):
+    net, x = fragile(), torch.randn(2, 3, 20, 24)
+    net.broken = broken
+    before = snapshot(net)
+    if broken:
+        with pytest.raises(KeyError, match="in forward"):
+            call(net, x)
+    else:
+        call(net, x)
+    assert_same(before, snapshot(net))
+
+
+def test_the_snapshot_sees_a_change():
+    """The check can fail: each kind of change makes it raise."""
+    changes = [
+        lambda n: n.train(not n.training),
+        lambda n: n.stem.register_forward_hook(print),
+        lambda n: n.stem[1].running_mean.add_(1),
+        lambda n: n.head.weight.requires_grad_(True),
+        lambda n: setattr(n.tail.weight, "grad", None),
+        lambda n: setattr(n, "relu", torch.nn.ReLU()),
+        lambda n: torch.rand(1),
+    ]
+    for change in changes:
+        net = fragile()
+        before = snapshot(net)
+        change(net)
+        with pytest.raises(AssertionError):
+            assert_same(before, snapshot(net))
