@@ -18,7 +18,7 @@ def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0
 
     image          tensor `(k, H, W)` or array `(H, W)`, `(H, W, k)`, k = 1 or 3; in [0, 1], or uint8
     cam            `(H, W)` in [0, 1]
-    colormap       a matplotlib name
+    colormap       a matplotlib name; "jet" is OpenCV's, as in pytorch-grad-cam
     image_weight   w in [0, 1]
     Raises ValueError for values out of range or shapes that do not fit.
     """
@@ -30,7 +30,7 @@ def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0
         raise ValueError(f"cam must be (H, W) = {pixels.shape[:2]} as the image, got {values.shape}")
     if not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(f"cam must be in [0, 1], got {values.min()} to {values.max()}")
-    colours = np.asarray(matplotlib.colormaps[colormap]((255 * values).astype(np.uint8)))[..., :3]
+    colours = _colours((255 * values).astype(np.uint8), colormap)
     blend = image_weight * pixels + (1 - image_weight) * colours
     return (255 * blend / max(blend.max(), 1e-7)).astype(np.uint8)
 
@@ -56,6 +56,14 @@ def method_grid(
                 axis.set_title(name, fontsize=8)
         axes[row, 0].set_ylabel(titles[row], fontsize=8)
     return figure
+
+
+def _colours(levels: np.ndarray, colormap: str) -> np.ndarray:
+    """The colours `(H, W, 3)` in [0, 1] of uint8 levels `(H, W)`."""
+    if colormap == "jet":
+        position = 4 * (levels.astype(np.float32) + 0.5) / 256
+        return np.clip(1.5 - np.abs(position[..., None] - np.array([3, 2, 1], np.float32)), 0, 1)
+    return np.asarray(matplotlib.colormaps[colormap](levels))[..., :3]
 
 
 def _pixels(image: Any) -> np.ndarray:

@@ -54,7 +54,7 @@ net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn
 fastcam.GradCAM(net)(torch.rand(1, 1, 8, 8))
 fastcam.EigenCAM(net)(torch.rand(1, 1, 8, 8))
 """
-    assert not loaded_by(explained) & {"matplotlib", "PIL", "torchvision", "tqdm", "sklearn"}
+    assert not loaded_by(explained) & {"matplotlib", "PIL", "torchvision", "sklearn"}
 
 
 def test_each_heavy_package_has_one_place():

@@ -107,20 +107,21 @@ class BaseCAM:
         return [self._spatial(run, layer, t) for layer, t in zip(run.layers, tensors, strict=True)]
 
     def _spatial(self, run: Run, layer: nn.Module, t: Tensor) -> Tensor:
-        name, rank = layer_name(self.model, layer), run.input.ndim
         shape = tuple(t.shape)
         if self.reshape_transform is not None:
             t = self.reshape_transform(t)
             if not isinstance(t, Tensor) or t.ndim < 3:
                 got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
-                raise ValueError(f"reshape_transform must give (B, C, h, w), got {got} from {shape} of layer {name!r}")
-        elif t.ndim != rank or t.shape[2:].numel() <= 1 or channels_last(layer, shape):
+                raise ValueError(f"reshape_transform must give (B, C, h, w), got {got} from {shape}")
+        elif t.ndim != run.input.ndim or t.shape[2:].numel() <= 1 or channels_last(layer, shape):
             raise ValueError(
-                f"the output of target layer {name!r}, {shape}, has no spatial extent (B, C, h, w): choose another "
+                f"the output of target layer {layer_name(self.model, layer)!r}, {shape}, has no spatial extent "
+                "(B, C, h, w): choose another "
                 "layer, or pass a reshape_transform that gives it one, for tokens behind a class token say "
                 "lambda t: t[:, 1:].unflatten(1, (h, w)).movedim(-1, 1)"
             )
         if len(t) != len(run.input):
+            name = layer_name(self.model, layer)
             raise ValueError(f"target layer {name!r} gives {len(t)} maps {tuple(t.shape)} for {len(run.input)} images")
         return t
 
