@@ -78,14 +78,15 @@ def _explain(options: argparse.Namespace) -> int:
     from fastcam.methods import METHODS
     from fastcam.models import load_model
 
-    paths = find_images(options.images)
     _make_folder(options.out)
+    paths = find_images(options.images, skip=options.out)
+    names = _names(paths)
+    _spare_the_inputs(paths, options.out, names)
     loaded = load_model(options.model, options.weights, options.size)
     model = loaded.model.to(options.device, DTYPES[options.dtype])
     cam = METHODS[options.method](model, options.layer)
     shared = {name: getattr(options, name) for name in ("model", "weights", "method", "dtype")}
     shared["fastcam"] = fastcam.__version__
-    names = _names(paths)
     failed = 0
     waiting = _progress(paths)
     while chunk := list(islice(waiting, options.batch_size)):
@@ -94,8 +95,7 @@ def _explain(options: argparse.Namespace) -> int:
             try:
                 x, picture = loaded.preprocess(path)
             except (ValueError, OSError) as error:
-                print(f"fastcam: {error}", file=sys.stderr)
-                failed += 1
+                failed += _complain(error)
                 continue
             good.append(path)
             inputs.append(x)
@@ -107,7 +107,10 @@ def _explain(options: argparse.Namespace) -> int:
         layers = cam.target_layers or [default_layer(model, x)]
         shared["layer"] = [layer_name(model, layer) for layer in layers]
         for n, record in enumerate(_records(cam.outputs, options.target, loaded.categories)):
-            _write(options.out / names[good[n]], pictures[n], maps[n], {"image": str(good[n]), **record, **shared})
+            try:
+                _write(options.out / names[good[n]], pictures[n], maps[n], {"image": str(good[n]), **record, **shared})
+            except (ValueError, OSError) as error:
+                failed += _complain(f"{good[n]}: {error}")
     if failed:
         print(f"fastcam: {failed} of {len(paths)} images failed", file=sys.stderr)
     return 1 if failed else 0
@@ -115,7 +118,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _records(outputs: Tensor | None, target: int | None, categories: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     """Predicted and explained class of each image, with its probability."""
-    assert outputs is not None
+    if outputs is None or outputs.ndim != 2:
+        got = "none" if outputs is None else str(tuple(outputs.shape))
+        raise ValueError(f"the command explains classifiers, logits (B, classes), the model gives {got}")
     probabilities = outputs.float().softmax(1).cpu()
     for row in probabilities:
         predicted = int(row.argmax())
@@ -130,9 +135,11 @@ def _write(stem: Path, picture: Tensor, cam: np.ndarray, record: dict[str, Any])
     from fastcam.figures import overlay
     from fastcam.images import save_png
 
+    if np.isnan(cam).any():
+        raise ValueError("its map is not a number: the model's activations or gradients overflow")
     save_png(overlay(picture, cam), stem.with_name(stem.name + ".png"))
     np.save(stem.with_name(stem.name + ".npy"), cam)
-    stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _layers(options: argparse.Namespace) -> int:
@@ -176,6 +183,20 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
         names[path] = next(name for name in candidates if name not in taken)
         taken.add(names[path])
     return names
+
+
+def _spare_the_inputs(paths: Sequence[Path], out: Path, names: dict[Path, str]) -> None:
+    """Fail before a result is written over an image that is to be explained."""
+    inputs = {path.resolve() for path in paths}
+    for name in names.values():
+        if (out / f"{name}.png").resolve() in inputs:
+            raise ValueError(f"{out / name}.png is an image to explain: choose another --out")
+
+
+def _complain(error: object) -> int:
+    """Say what failed; 1, to count it."""
+    print(f"fastcam: {error}".encode(errors="replace").decode(), file=sys.stderr)
+    return 1
 
 
 def _make_folder(folder: Path) -> None:

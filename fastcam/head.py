@@ -15,11 +15,14 @@ def linear_head(activation: Tensor, logits: Tensor) -> Tensor:
     Read off the graph between them: addmm, views, one mean over all of `S`. Raises ValueError, naming the operation
     that is something else, if anything more lies between: a second ReLU changes no value, but the maps.
     """
-    addmm = logits.grad_fn
-    if _name(addmm) != "AddmmBackward0" or addmm is None:
-        raise _no_head(addmm)
-    weight = addmm._saved_mat2.mT * addmm._saved_alpha  # type: ignore[attr-defined]  # (K, C)
-    node = _through_views(addmm.next_functions[1][0])
+    product: Any = logits.grad_fn
+    if _name(product) == "AddmmBackward0":
+        weight, node = product._saved_mat2.mT * product._saved_alpha, product.next_functions[1][0]  # (K, C)
+    elif _name(product) == "MmBackward0":  # a linear layer without a bias
+        weight, node = product._saved_mat2.mT, product.next_functions[0][0]
+    else:
+        raise _no_head(product)
+    node = _through_views(node, activation)
     if _name(node) != "MeanBackward1" or not _over_space(node, activation):
         raise _no_head(node)
     node = node.next_functions[0][0]
@@ -30,10 +33,20 @@ def linear_head(activation: Tensor, logits: Tensor) -> Tensor:
     return weight
 
 
-def _through_views(node: Any) -> Any:
-    while _name(node) in _VIEWS:
+def _through_views(node: Any, activation: Tensor) -> Any:
+    while _name(node) in _VIEWS or _flattens(node, activation):
         node = node.next_functions[0][0]
     return node
+
+
+def _flattens(node: Any, activation: Tensor) -> bool:
+    """Whether a node only restrides a pooled channels_last `(B, C, 1, 1)`, which autograd knows as `as_strided`."""
+    if _name(node) != "AsStridedBackward1":
+        return False
+    B, C = activation.shape[:2]
+    size, stride = tuple(node._saved_size), tuple(node._saved_stride)
+    as_it_is = size == (B, C, *[1] * (len(size) - 2)) and stride[:2] == (C, 1)
+    return as_it_is and node._saved_storage_offset in (0, None)
 
 
 def _over_space(mean: Any, activation: Tensor) -> bool:

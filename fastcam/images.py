@@ -30,20 +30,22 @@ class Preprocess:
     """What stands between an image file and the model: resize the short side, crop the centre, normalise.
 
     resize, crop   in pixels; None leaves the image's own size
-    mean, std      per channel, of images in [0, 1]; one value serves all channels
+    mean, std      per channel, of images in [0, 1]
+    interpolation  a name of Pillow's: bilinear, bicubic, ...
     """
 
     resize: int | None = 256
     crop: int | None = 224
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    interpolation: str = "bilinear"
 
     def __call__(self, path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
         """The model's input `(k, h, w)` and the picture it saw `(k, h, w)` in [0, 1], k = the length of `mean`."""
         image = _open(path, len(self.mean))
         if self.resize is not None:
             width, height = (self.resize * side // min(image.size) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if self.crop is not None:
             left, top = (round((side - self.crop) / 2) for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
@@ -61,12 +63,17 @@ class Preprocess:
         return replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
 
-def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Files as given, folders as the image files in and below them, sorted. ValueError for what does not exist."""
+def find_images(paths: Sequence[str | os.PathLike[str]], skip: Path) -> list[Path]:
+    """Files as given, folders as the image files in and below them, sorted, but for what lies below `skip`.
+
+    ValueError for what does not exist, and for a folder without images.
+    """
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if path.resolve() != skip.resolve():
+                inside = [p for p in inside if not p.resolve().is_relative_to(skip.resolve())]
             if not inside:
                 raise ValueError(f"no image in folder {path}")
             found += inside
@@ -88,10 +95,14 @@ def _open(path: str | os.PathLike[str], channels: int) -> Image.Image:
     try:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file)
+            if upright.mode == "F":
+                raise ValueError("floating-point pixels have no range of their own")
+            if upright.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip to 8
+                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
             return upright.convert("L" if channels == 1 else "RGB")
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's plug-ins raise what they like, struct.error and SyntaxError included
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 

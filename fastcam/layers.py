@@ -61,9 +61,7 @@ def find_layers(model: nn.Module, layers: Layers) -> list[nn.Module]:
 def _by_name(net: nn.Module, path: str) -> list[nn.Module]:
     named = dict(net.named_modules())
     if any(sign in path for sign in "*?"):
-        pattern = path.replace("[", "[[]")  # a glob's brackets would clash with an index path's
-        found = [m for name, m in named.items() if name and fnmatch.fnmatchcase(name, pattern)]
-        if found:
+        if found := [module for name, module in named.items() if name and _matches(name, path)]:
             return found
     elif (module := _walk(net, path)) is not None:
         return [module]
@@ -72,15 +70,21 @@ def _by_name(net: nn.Module, path: str) -> list[nn.Module]:
     raise ValueError(f"no layer {path!r} in the model {type(net).__name__}{hint}")
 
 
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name fits a glob, part by part: `*` does not cross a dot, `layer*` finds no `layer1.0`."""
+    parts, globs = name.split("."), pattern.replace("[", "[[]").split(".")
+    return len(parts) == len(globs) and all(map(fnmatch.fnmatchcase, parts, globs))
+
+
 def _walk(net: nn.Module, path: str) -> nn.Module | None:
     """Follow names and [indices]: `features[-1].conv`; None where there is no such module."""
     module: Any = net
     for name, index in re.findall(r"([^.\[\]]+)|\[(-?\d+)\]", path):
-        children = dict(module.named_children())
+        children = unwrap(module)._modules
         if name:
             module = children.get(name)
         else:
-            ordered = list(children.values())
+            ordered = [child for child in children.values() if child is not None]
             module = ordered[int(index)] if -len(ordered) <= int(index) < len(ordered) else None
         if module is None:
             return None
@@ -142,33 +146,33 @@ def suggest(table: Sequence[Layer], rank: int) -> Layer:
 
 
 def _token_norms(table: Sequence[Layer], rank: int) -> list[Layer]:
-    """The first norm of the last block of each stack of attention blocks that work on tokens `(B, N, D)`."""
+    """What goes into the last attention of each stack of blocks that work on tokens `(B, N, D)`: a norm, usually."""
     norms = []
-    for row in table:
-        blocks = list(row.module.children())
-        if not isinstance(row.module, nn.Sequential | nn.ModuleList) or not blocks:
-            continue
-        if not any("attention" in type(m).__name__.lower() for m in blocks[-1].modules()):
+    for stack in table:
+        blocks = list(stack.module.children())
+        if not isinstance(stack.module, nn.Sequential | nn.ModuleList) or not blocks:
             continue
         inside = {id(m) for m in blocks[-1].modules()}
-        tokens = [r for r in table if id(r.module) in inside and r.shape is not None and len(r.shape) == rank - 1]
+        rows = [r for r in table if id(r.module) in inside and r.order >= 0]
+        attention = [r.order for r in rows if "attention" in type(r.module).__name__.lower()]
+        if not attention:
+            continue
+        tokens = [r for r in rows if r.shape is not None and len(r.shape) == rank - 1 and r.order < min(attention)]
         found = [r for r in tokens if "norm" in type(r.module).__name__.lower()]
+        if not found and len(blocks) > 1:  # norms behind the attention: its input is the output of the block before
+            found = [r for r in table if r.module is blocks[-2] and r.shape is not None]
         norms += [min(found, key=lambda r: r.order)] if found else []
     return norms
 
 
 def channels_last(layer: nn.Module, shape: Sequence[int]) -> bool:
-    """Whether an output is `(B, ..., C)`, told by the channel count of the layer's own last norm or linear."""
-    counts = [c for m in layer.modules() if (c := _channels(m)) is not None]
-    return bool(counts) and len(shape) >= 4 and shape[-1] == counts[-1] and shape[1] != counts[-1]
-
-
-def _channels(module: nn.Module) -> int | None:
-    for attribute in ("out_channels", "out_features", "num_features"):
-        if isinstance(getattr(module, attribute, None), int):
-            return getattr(module, attribute)
-    normalized = getattr(module, "normalized_shape", None)
-    return normalized[-1] if normalized else None
+    """Whether an output is `(B, ..., C)`: the layer ends with a norm or linear map over a last dimension that size."""
+    ends = [m for m in layer.modules() if hasattr(m, "weight") and not isinstance(m, nn.Embedding)]
+    if not ends or len(shape) < 4:
+        return False
+    if isinstance(ends[-1], nn.Linear):
+        return shape[-1] == ends[-1].out_features
+    return type(ends[-1]) is nn.LayerNorm and shape[-1] == ends[-1].normalized_shape[-1]
 
 
 def _is_spatial(row: Layer, rank: int) -> bool:

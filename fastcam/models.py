@@ -106,7 +106,11 @@ def _torchvision_weights(name: str, weights: str) -> Any:
 
 def _preprocess_of(entry: Any) -> Preprocess:
     transforms = entry.transforms()
-    return Preprocess(transforms.resize_size[0], transforms.crop_size[0], transforms.mean, transforms.std)
+    try:
+        sizes = transforms.resize_size[0], transforms.crop_size[0]
+        return Preprocess(*sizes, transforms.mean, transforms.std, transforms.interpolation.value)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"weights {entry} are not for the classification of images") from error
 
 
 def _load_file(model: nn.Module, path: str) -> None:
@@ -119,7 +123,11 @@ def _load_file(model: nn.Module, path: str) -> None:
             state = state[key]
     if not isinstance(state, Mapping):
         raise ValueError(f"weights {path} hold a {type(state).__name__}, expected a state_dict")
+    if not all(isinstance(key, str) for key in state):
+        raise ValueError(f"weights {path} are no state_dict: their keys are no names")
+    if all(key.startswith("module.") for key in state) and not hasattr(model, "module"):  # saved from DataParallel
+        state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
-        model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"weights {path} do not fit {type(model).__name__}: {error}") from error

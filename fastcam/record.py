@@ -93,7 +93,8 @@ def call(net: nn.Module, x: Tensor) -> Any:
         return net._call_impl(x) if getattr(net, "_compiled_call_impl", None) else net(x)
     except RuntimeError as error:
         first = next((m for m in net.modules() if isinstance(m, _CONVOLUTIONS)), None)
-        if first is not None and x.ndim > 2 and x.shape[1] != first.in_channels:
+        mismatch = "channels" in str(error) and x.ndim > 2
+        if mismatch and first is not None and x.shape[1] != first.in_channels:
             raise ValueError(
                 f"the model's first convolution takes {first.in_channels} channels, "
                 f"input_tensor has {x.shape[1]}: {tuple(x.shape)}"
@@ -124,6 +125,25 @@ class Run:
     def attached(self, layer: nn.Module) -> Tensor:
         """The recorded activation with its place in the autograd graph."""
         return self._recorded[layer]
+
+    def reached(self) -> bool:
+        """Whether every recorded activation is part of the output's graph."""
+        wanted = {id(t if t.is_leaf else t.grad_fn) for t in self._recorded.values()}
+        nodes: list[Any] = [t.grad_fn for t in _carrying_gradient(self.output)]
+        seen: set[Any] = set()
+        while nodes and wanted:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            if type(node).__name__ == "CheckpointFunctionBackward":
+                raise RuntimeError(
+                    "the model checkpoints activations in the reentrant way, which gives no gradient of a layer: "
+                    "use torch.utils.checkpoint with use_reentrant=False, or switch it off"
+                )
+            seen.add(node)
+            wanted -= {id(node), id(getattr(node, "variable", None))}
+            nodes.extend(child for child, _ in node.next_functions)
+        return not wanted
 
     def gradients(self, scores: Tensor, keep_graph: bool = False) -> list[Tensor]:
         """d sum(scores) / d activation for each target layer; zeros where the scores do not depend on it."""
@@ -158,11 +178,11 @@ def record(
         forward = partial(_forward, net, layers, x, gradients, complete, stack)
         with torch.no_grad():  # which a hook ends at the first target layer
             run = forward()
-        if gradients and not _carries_gradient(run.output):
+        if gradients and not run.reached():
             # The model switches gradients off in a part of its own forward: what it restores behind that must be on.
             with torch.enable_grad():
                 run = forward()
-            if not _carries_gradient(run.output):
+            if not _carrying_gradient(run.output):
                 raise RuntimeError(
                     f"the output of {type(net).__name__} carries no gradient back to the target layers: its forward "
                     "switches gradients off behind them; methods without gradients, such as EigenCAM, still work"
@@ -229,11 +249,14 @@ def _replaced(output: Any, key: Any, t: Tensor) -> Any:
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
 
 
-def _carries_gradient(output: Any) -> bool:
+def _carrying_gradient(output: Any) -> list[Tensor]:
+    """The tensors in an output that have a graph."""
     if isinstance(output, Tensor):
-        return output.requires_grad
+        return [output] if output.requires_grad else []
     if isinstance(output, Mapping):
-        return any(map(_carries_gradient, output.values()))
-    if _is_sequence(output):
-        return any(map(_carries_gradient, output))
-    return any(map(_carries_gradient, vars(output).values())) if hasattr(output, "__dict__") else False
+        items: Iterable[Any] = output.values()
+    elif _is_sequence(output):
+        items = output
+    else:
+        items = vars(output).values() if hasattr(output, "__dict__") else ()
+    return [t for item in items for t in _carrying_gradient(item)]

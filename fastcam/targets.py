@@ -70,14 +70,17 @@ def logits_of(output: Any) -> Tensor:
     if logits is None:
         raise TypeError(
             f"the model returns {type(output).__name__}, in which no logits were found: expected a tensor, a tuple or "
-            "mapping with one, or an object with .logits; callables as targets take any output per image"
+            "mapping with one, or an object with .logits; for callables also a list with an output per image"
         )
     return logits
 
 
 def per_image(targets: Targets) -> int | None:
     """T for targets `(B, T)`, None for one target per image."""
-    return targets.shape[1] if isinstance(targets, Tensor | np.ndarray) and targets.ndim == 2 else None
+    if targets is None or are_callables(targets):
+        return None
+    indices = _as_indices(targets)
+    return indices.shape[1] if indices.ndim == 2 else None
 
 
 def class_indices(targets: Targets, logits: Tensor) -> Tensor:
@@ -110,7 +113,7 @@ def scores(output: Any, targets: Targets, batch: int) -> Tensor:
     calls = [targets] if callable(targets) else list(targets)
     if len(calls) not in (1, batch):
         raise ValueError(f"targets must be one or {batch} for {batch} images, got {len(calls)}")
-    rows = output if isinstance(output, tuple | list) else logits_of(output)
+    rows = output if _is_per_image(output, batch) else logits_of(output)
     _check_rows(rows, batch)
     return torch.stack([_scalar(t, row) for t, row in zip(calls * (batch // len(calls)), rows, strict=True)])
 
@@ -141,6 +144,14 @@ def _as_indices(targets: Targets) -> Tensor:
     if not integers:
         raise TypeError(f"targets must be class indices or callables, got {targets!r}")
     return torch.as_tensor(targets).long()
+
+
+def _is_per_image(output: Any, batch: int) -> bool:
+    """Whether an output is a sequence of the images' outputs, not a tuple that begins with the batch's logits."""
+    if not isinstance(output, tuple | list):
+        return False
+    first = output[0] if output else None
+    return isinstance(output, list) or not (isinstance(first, Tensor) and first.ndim > 1 and len(first) == batch)
 
 
 def _check_rows(rows: Any, batch: int) -> None:

@@ -91,7 +91,7 @@ def test_same_map_as_grad_cam(case):
         tolerance = 1e-4
     if network in SIGNED and method == "GradCAMPlusPlus":  # its denominator can vanish there: no closer than fp32 gets
         exact = reference_map(method, network, *rest, theirs, aug_smooth, eigen_smooth, x.double())
-        tolerance = max(1e-5, min(2 * np.abs(expected - exact).max(), 1e-3))
+        tolerance = max(1e-5, min(2 * np.abs(expected - exact).max(), 5e-4))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
     assert np.ptp(expected, axis=(1, 2)).min() > 0.1, "a constant map compares nothing"
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision
 from models import photographs
-from PIL import Image
+from PIL import Image, ImageOps
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from torchvision import transforms
 
 from fastcam import load_image, overlay
 from fastcam.figures import method_grid
 from fastcam.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, find_images
+from fastcam.models import _preprocess_of
 
 
 @pytest.fixture
@@ -21,6 +25,26 @@ def photo(tmp_path):
     pixels = ((photographs(1, 90, 150)[0] * 0.25 + 0.45).clamp(0, 1) * 255).byte().movedim(0, -1).numpy()
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
+
+
+def test_images_with_16_bits(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 32).astype(np.uint16).reshape(32, 64)
+    for name in ("ramp.png", "ramp.tif"):
+        Image.fromarray(ramp).save(tmp_path / name)
+        loaded = load_image(tmp_path / name)
+        torch.testing.assert_close(loaded[0], torch.from_numpy(ramp / np.float32(65535)), atol=0.005, rtol=0)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="floating-point pixels"):
+        load_image(tmp_path / "float.tif")
+
+
+def test_whatever_pillow_raises_names_the_file(photo, monkeypatch):
+    def broken(image):
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", broken)
+    with pytest.raises(ValueError, match="photo.png cannot be read as an image: required argument"):
+        load_image(photo)
 
 
 def test_load_image(photo, tmp_path):
@@ -47,6 +71,13 @@ def test_preprocess_is_torchvisions(photo, resize, crop):
     assert picture.min() >= 0 and picture.max() <= 1
 
 
+def test_preprocess_takes_the_weights_interpolation(photo):
+    weights = torchvision.models.EfficientNet_B0_Weights.DEFAULT
+    torch.testing.assert_close(_preprocess_of(weights)(photo)[0], weights.transforms()(Image.open(photo)))
+    with pytest.raises(ValueError, match="not for the classification of images"):
+        _preprocess_of(torchvision.models.segmentation.FCN_ResNet50_Weights.DEFAULT)
+
+
 def test_preprocess_for_grey_models(photo):
     grey = Preprocess(64, 56).for_channels(1)
     assert grey(photo)[0].shape == (1, 56, 56) and grey.mean == pytest.approx([0.449], abs=1e-3)
@@ -55,10 +86,16 @@ def test_preprocess_for_grey_models(photo):
 
 
 def test_find_images(photo, tmp_path):
-    assert find_images([tmp_path, photo]) == [photo, photo]
+    nowhere = tmp_path / "nowhere"
+    assert find_images([tmp_path, photo], nowhere) == [photo, photo]
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "photo.png").write_bytes(photo.read_bytes())
+    assert find_images([tmp_path], results) == [photo]
+    assert find_images([tmp_path, results / "photo.png"], results) == [photo, results / "photo.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no image in folder"):
-        find_images([tmp_path / "empty"])
+        find_images([tmp_path / "empty"], nowhere)
 
 
 def test_overlay_is_the_references_picture():

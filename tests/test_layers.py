@@ -32,6 +32,7 @@ def names(model, layers):
         ("layer4.0.downsample[1]", ["layer4.0.downsample.1"]),
         ("layer[34]", None),
         ("layer?.1.conv2", [f"layer{n}.1.conv2" for n in (1, 2, 3, 4)]),
+        ("layer*", ["layer1", "layer2", "layer3", "layer4"]),
         ("layer4.*.conv*", ["layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2"]),
         (["layer3", "layer4[-1]"], ["layer3", "layer4.1"]),
     ],
@@ -103,6 +104,32 @@ def test_none_inside_a_wrapper_and_in_one_dimension():
     assert GradCAM(signals)(torch.rand(5, 2, 30)).shape == (5, 30)
 
 
+def test_none_on_a_transformer_with_its_norms_behind_the_attention():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 4, 4)
+            self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).mT
+            return self.head(self.blocks(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))[:, 0])
+
+    net, x = Tokens().eval(), torch.rand(2, 3, 16, 16)
+    assert layer_name(net, default_layer(net, x)) == "blocks.layers.1"
+    cam = GradCAM(net, None, lambda t: t[:, 1:].unflatten(1, (4, 4)).movedim(-1, 1))
+    assert cam.attribute(x, normalize=False).any()
+
+
+def test_names_of_shared_and_compiled_modules():
+    net = tiny()
+    net.again = net.body
+    assert find_layers(net, "again") == [net.body]
+    net.body = torch.compile(net.body, backend="eager")
+    assert find_layers(net, "body[0]") == [net.again[0]]
+
+
 def test_none_costs_one_run_for_a_model_and_shape():
     class Counting(TinyNet):
         runs = 0
@@ -134,6 +161,24 @@ def test_a_gradient_of_zero_warns_and_names_a_better_layer():
     assert GradCAM(model, None, tokens_to_map)(x).max() > 0.9
 
 
+def test_a_later_gradient_of_zero_warns_too_at_the_callers_line():
+    net, x = tiny(), torch.randn(1, 3, 20, 24)
+    with torch.no_grad():
+        net.head.weight[1] = 0
+    cam = GradCAM(net, "body")
+    assert cam(x, 0).any()
+    with pytest.warns(UserWarning, match="zero everywhere") as caught:
+        cam(x, 1)
+    assert caught[0].filename == __file__
+
+
+def test_a_dead_layer_of_a_model_without_convolutions():
+    net = nn.Sequential(nn.Flatten(2), nn.Linear(16, 6), nn.Flatten(), nn.Linear(18, 2))
+    nn.init.zeros_(net[3].weight)
+    with pytest.warns(UserWarning, match="its map is empty$"):
+        GradCAM(net, "1", lambda t: t.unflatten(2, (2, 3)))(torch.rand(2, 3, 4, 4))
+
+
 def test_no_warning_for_a_live_layer(recwarn):
     GradCAM(tiny(), "body")(torch.randn(1, 3, 20, 24))
     assert not recwarn.list
@@ -156,6 +201,9 @@ def test_channels_last_outputs_are_told_from_channels_first():
     swin = torchvision.models.SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4], num_classes=5).eval()
     with pytest.raises(ValueError, match="no spatial extent"):
         EigenCAM(swin)(torch.rand(1, 3, 64, 64))
+    # A width that equals a channel count inside the layer says nothing where a convolution made the output.
+    square = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1))
+    assert EigenCAM(nn.Sequential(square, nn.Conv2d(6, 6, 1)), "0")(torch.rand(1, 3, 4, 4)).shape == (1, 4, 4)
     assert EigenCAM(swin, "features", lambda t: t.movedim(-1, 1))(torch.rand(1, 3, 64, 64)).shape == (1, 64, 64)
 
 

@@ -9,7 +9,7 @@ from models import TinyNet, build, inputs, tiny
 from torch import nn
 from torch.nn import functional as F
 
-from fastcam import CAM, EigenCAM, EigenGradCAM, GradCAM, HiResCAM, LayerCAM
+from fastcam import CAM, EigenCAM, EigenGradCAM, GradCAM, HiResCAM, LayerCAM, ops
 from fastcam.methods import METHODS
 
 GENERAL = [m for m in METHODS if m != "cam"]
@@ -45,6 +45,14 @@ def test_plain_cam_is_its_formula(x):
     np.testing.assert_allclose(CAM(net, "tail")(x, classes), finished, atol=1e-6)
     many = CAM(net, "tail").attribute(x, torch.stack([classes, classes * 0 + 2], 1), normalize=False, size=None)
     torch.testing.assert_close(many, torch.stack([raw, cam_by_formula(net, x, 2 + 0 * classes)], 1))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_plain_cam_of_a_head_without_bias_and_in_channels_last(memory_format):
+    model, x = build("resnet18").to(memory_format=memory_format), inputs("resnet18", 2)
+    x = x.contiguous(memory_format=memory_format)
+    model.fc.bias = None
+    np.testing.assert_allclose(CAM(model, "layer4")(x, [1, 2]), GradCAM(model, "layer4")(x, [1, 2]), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "grey_resnet18"])
@@ -92,6 +100,19 @@ def _activation(net, module, x):
     return seen[0]
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e9, 1e25])
+def test_a_principal_component_has_any_scale(scale, x):
+    unit, scaled = (ops.principal_component(s * x) for s in (1.0, scale))
+    torch.testing.assert_close(scaled / scale, unit, rtol=1e-4, atol=1e-5)
+
+
+def test_eigen_cam_checks_its_targets_where_there_is_an_output(x):
+    with pytest.raises(ValueError, match="target 77 is out of range"):
+        EigenCAM(tiny(), "body")(x, 77)
+    with pytest.raises(ValueError, match=r"for 4 images, got shape \(3,\)"):
+        EigenCAM(tiny(), "body")(x, [1, 2, 3])
+
+
 def test_eigen_smooth_is_the_component_of_the_weighted_activations(x):
     smooth = HiResCAM(tiny(), "body").attribute(x, 1, eigen_smooth=True)
     torch.testing.assert_close(smooth, EigenGradCAM(tiny(), "body").attribute(x, 1))
@@ -119,6 +140,8 @@ def test_sizes(x):
     torch.testing.assert_close(cam.attribute(x, 1, normalize=False), resized)
     with pytest.raises(ValueError, match="size must have 2 values"):
         cam.attribute(x, 1, size=(7,))
+    with pytest.raises(TypeError, match=r'size must be "input", None or \(H, W\), got 7'):
+        cam.attribute(x, 1, size=7)
 
 
 def test_a_call_and_attribute_agree(x):

@@ -95,19 +95,35 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
         assert needed in inside
     assert {f"fastcam/kernels/{f.name}" for f in (ROOT / "kernels").glob("*.py")} <= inside
     assert not any(name.startswith(("kernels/", "tests/", "benchmarks/")) for name in inside)
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    install = [*pip, "install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel]
+    subprocess.run(install, check=True, capture_output=True)
     code = """
 import fastcam, fastcam.kernels
 from fastcam.scenes import load_network, make_scenes
 scenes = make_scenes(2)
 print(fastcam.__file__)
+print(fastcam.kernels.__file__)
 print(fastcam.GradCAM(load_network(), "stage3")(scenes.images).shape)
 """
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    packages = os.pathsep.join(p for p in sys.path if "site-packages" in p)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{packages}"}
+    python = [sys.executable, "-S"]  # without site, an editable install is not seen
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        [*python, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
     )
-    assert run.stdout.splitlines() == [str(tmp_path / "site/fastcam/__init__.py"), "(2, 64, 64)"]
+    installed = [str(tmp_path / "site/fastcam" / file) for file in ("__init__.py", "kernels/__init__.py")]
+    assert run.stdout.splitlines() == [*installed, "(2, 64, 64)"]
+    command = [
+        *python,
+        tmp_path / "site/bin/fastcam",
+        "layers",
+        "--model",
+        "fastcam.scenes:load_network",
+        "--size",
+        "64",
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    assert run.stdout.splitlines()[-1] == "suggested: stage4"
 
 
 def _copied(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from models import TinyNet, tiny
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fastcam import EigenCAM, GradCAM, HiResCAM, LayerCAM
 from fastcam.record import record
@@ -106,6 +107,38 @@ class InferenceForward(TinyNet):
 def test_models_that_switch_gradients_off(cls, x):
     np.testing.assert_array_equal(HiResCAM(tiny(cls), "body")(x), expected(x))
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_layers_on_both_sides_of_switched_off_gradients(x):
+    class SwitchedOffStem(TinyNet):
+        def features(self, x):
+            with torch.no_grad():
+                x = self.stem(x)
+            return self.relu(self.tail(self.relu(self.body(x)))).mean((2, 3))
+
+    np.testing.assert_array_equal(
+        HiResCAM(tiny(SwitchedOffStem), ["stem", "body"])(x), HiResCAM(tiny(), ["stem", "body"])(x)
+    )
+
+
+@pytest.mark.parametrize("layer", ["stem", "body"])
+def test_checkpointed_models(layer, x):
+    class Checkpointed(TinyNet):
+        reentrant = False
+
+        def features(self, x):
+            x = checkpoint(self.body, self.stem(x), use_reentrant=self.reentrant)
+            return self.relu(self.tail(self.relu(x))).mean((2, 3))
+
+    net = tiny(Checkpointed)
+    np.testing.assert_array_equal(HiResCAM(net, layer)(x), HiResCAM(tiny(), layer)(x))
+    net.reentrant = True
+    if layer == "stem":
+        with pytest.raises(RuntimeError, match="use_reentrant=False"):
+            HiResCAM(net, layer)(x)
+    else:
+        with pytest.warns(UserWarning, match="zero everywhere at layer 'body'"):
+            HiResCAM(net, layer)(x)
 
 
 def test_gradients_switched_off_behind_the_layer_is_an_error(x):

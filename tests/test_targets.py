@@ -21,6 +21,23 @@ def x():
     return torch.randn(3, 3, 20, 24)
 
 
+def test_targets_as_nested_lists(x):
+    nested = [[0, 1], [2, 3], [4, 4]]
+    torch.testing.assert_close(maps(x, nested), maps(x, torch.tensor(nested)))
+    torch.testing.assert_close(maps(x, [torch.tensor(row) for row in nested]), maps(x, torch.tensor(nested)))
+
+
+def test_callables_on_a_tuple_output(x):
+    class Pair(TinyNet):
+        def forward(self, x):
+            return super().forward(x), x
+
+    for batch in (1, 2, 3):
+        cam = HiResCAM(tiny(Pair), "body")
+        given = cam.attribute(x[:batch], lambda row: row[2], normalize=False, size=None)
+        torch.testing.assert_close(given, maps(x[:batch], 2))
+
+
 def maps(x, targets, **options):
     return HiResCAM(tiny(), "body").attribute(x, targets, normalize=False, size=None, **options)
 

@@ -127,8 +127,10 @@ class BaseCAM:
 
     def _explain(self, x: Tensor, targets: Targets, aug_smooth: bool, **options: Any) -> Tensor | list[Tensor]:
         _check_input(x)
-        if options["size"] == "input":
-            options["size"] = x.shape[2:]
+        size = options["size"]
+        if not (size is None or size == "input" or isinstance(size, Sequence) and not isinstance(size, str)):
+            raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
+        options["size"] = x.shape[2:] if size == "input" else size
         layers = self.target_layers if self.target_layers is not None else [default_layer(self.model, x)]
         maps = (self._smoothed if aug_smooth else self._maps)(x, layers, targets, **options)
         return maps[0] if len(maps) == 1 else maps

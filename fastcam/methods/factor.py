@@ -7,7 +7,7 @@ from torch import Tensor
 from fastcam import ops
 from fastcam.methods.base import BaseCAM
 from fastcam.record import Run
-from fastcam.targets import Targets
+from fastcam.targets import Targets, are_callables, class_indices, logits_of
 
 
 class EigenCAM(BaseCAM):
@@ -22,4 +22,6 @@ class EigenCAM(BaseCAM):
     uses_gradients = False
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
+        if run.output is not None and targets is not None and not are_callables(targets):
+            class_indices(targets, logits_of(run.output))  # a mistake in them is an error here as elsewhere
         return [ops.principal_component(A, self.sign) for A in self.spatial(run, run.activations)]

@@ -52,20 +52,25 @@ class GradientCAM(BaseCAM):
         return ops.channel_reduce(A, G, self.weighting)
 
     def _warn_if_zero(self, run: Run, gradients: Sequence[Tensor]) -> None:
-        """Warn where the gradient is 0 everywhere; a layer that was seen alive once is not asked again."""
+        """Warn where the gradient is 0 everywhere; a GPU, which would have to wait, is asked until a layer is alive."""
         for layer, G in zip(run.layers, gradients, strict=True):
-            if layer in self._alive:
+            if G.is_cuda and layer in self._alive:
                 continue
             if G.any():
                 self._alive.add(layer)
                 continue
-            better = default_layer(self.model, run.input)
-            hint = f"; a better layer is {layer_name(self.model, better)!r}" if better is not layer else ""
             warnings.warn(
                 f"the gradient of the target is zero everywhere at layer {layer_name(self.model, layer)!r}, "
-                f"its map is empty{hint}",
-                stacklevel=2,
+                f"its map is empty{self._better_than(layer, run.input)}",
+                stacklevel=6,  # the caller's line
             )
+
+    def _better_than(self, layer: nn.Module, x: Tensor) -> str:
+        try:
+            better = default_layer(self.model, x)
+        except ValueError:  # no such layer in the model
+            return ""
+        return f"; a better layer is {layer_name(self.model, better)!r}" if better is not layer else ""
 
 
 class GradCAM(GradientCAM):

@@ -1,0 +1,149 @@
+"""From the low maps of one or more layers to the finished map in [0, 1], in one launch that writes the result once.
+
+`finish(L) = min_max(mean_l resize(min_max(relu(sum_p L[l, p]))))`, `min_max(v) = (v - min v) / (1e-7 + max v - min v)`.
+
+A program writes 1024 to 16384 pixels of one image, 1024 at a time with 8 warps. It reads the image's low maps and
+keeps their normalised sums in a scratch row of its own, where its threads find the corners they mix. Before a pixel is
+written it needs the extremes of all: in a cell between four low pixels the resized map is bilinear, extreme at the
+corners, so only the first and last rows and columns of pixels in the cells are sampled, at most 2(h+1) by 2(w+1).
+All mixing is explicit fma: the same pixel gets the same bits in a sample and in the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = tl.constexpr(1024)
+
+
+def finish(low_maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """The finished maps `(B, H, W)`, fp32, of low maps `(B, P, h, w)`, one a layer, each with its own P, h and w.
+
+    `size` is (H, W). A NaN in the low maps of an image makes its finished map NaN, and no other image's.
+    """
+    B, (H, W) = len(low_maps[0]), size
+    low = low_maps[0].flatten(1) if len(low_maps) == 1 else torch.cat([maps.flatten(1) for maps in low_maps], 1)
+    layers, read, kept = [], 0, 0
+    for P, h, w in (maps.shape[1:] for maps in low_maps):
+        layers.append((P, h, w, h * w, read, kept))
+        read, kept = read + P * h * w, kept + h * w
+    rows, columns = _samples([h for _, h, *_ in layers], H), _samples([w for _, _, w, *_ in layers], W)
+    pixels = min(max(triton.next_power_of_2(rows[0] * columns[0] // 4), 1024), 16384)  # about 4 samples a pixel at most
+    programs = B * triton.cdiv(H * W, pixels)
+    scratch = torch.empty((programs, kept), dtype=torch.float32, device=low.device)
+    finished = torch.empty((B, H, W), dtype=torch.float32, device=low.device)
+    constants = (tuple(layers), read, kept, H, W, rows, columns, pixels)
+    with torch.cuda.device_of(low):
+        _finish_kernel[(programs,)](low.contiguous(), scratch, finished, *constants, num_warps=8, enable_fp_fusion=True)
+    return finished
+
+
+def _samples(sizes: Sequence[int], resized: int) -> tuple[int, ...]:
+    """How many pixels to sample along a dimension, and the sizes to sample by, none for every pixel."""
+    samples = sum(2 * (size + 1) for size in set(sizes))
+    return (samples, *sorted(set(sizes))) if samples < resized else (resized,)
+
+
+@triton.jit
+def _sampled(i, SAMPLES: tl.constexpr, RESIZED: tl.constexpr):
+    """The i-th pixel to sample along a dimension: of each size the first pixel of each cell, and the one before it."""
+    pixel = i
+    for s in tl.static_range(1, len(SAMPLES)):
+        first = (2 * RESIZED * (i // 2) + RESIZED + SAMPLES[s] - 1) // (2 * SAMPLES[s])
+        pixel = tl.where(i >= 0, tl.minimum(tl.maximum(first - i % 2, 0), RESIZED - 1), pixel)
+        i -= 2 * (SAMPLES[s] + 1)
+    return pixel
+
+
+@triton.jit
+def _source(i, LOW: tl.constexpr, RESIZED: tl.constexpr):
+    """The two low pixels that pixel i mixes, and the share of the second."""
+    position = tl.maximum(tl.fma(i.to(tl.float32) + 0.5, LOW / RESIZED, -0.5), 0.0)
+    first = position.to(tl.int32)
+    return first, tl.minimum(first + 1, LOW - 1), position - first.to(tl.float32)
+
+
+@triton.jit
+def _mix(first, second, share):
+    return tl.fma(share, second, (1 - share) * first)
+
+
+@triton.jit
+def _fused(scratch, y, x, inside, LAYERS: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+    """The sum of the resized layers at pixels (y, x)."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for layer in tl.static_range(len(LAYERS)):
+        top, bottom, down = _source(y, LAYERS[layer][1], H)
+        left, right, along = _source(x, LAYERS[layer][2], W)
+        above = scratch + LAYERS[layer][5] + top * LAYERS[layer][2]
+        below = scratch + LAYERS[layer][5] + bottom * LAYERS[layer][2]
+        upper = _mix(tl.load(above + left, inside, 0), tl.load(above + right, inside, 0), along)
+        lower = _mix(tl.load(below + left, inside, 0), tl.load(below + right, inside, 0), along)
+        total += _mix(upper, lower, down)
+    return total
+
+
+@triton.jit
+def _wider(low, high, values, inside):
+    """Running extremes, lane by lane; a NaN stays in both."""
+    low = tl.minimum(low, tl.where(inside, values, float("inf")), propagate_nan=tl.PropagateNan.ALL)
+    return low, tl.maximum(high, tl.where(inside, values, -float("inf")), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _extremes(low, high):
+    """(min, max) over the lanes; (NaN, max) if one is NaN, which a reduction alone would pass over."""
+    return tl.where(tl.max((low != low).to(tl.int32), 0) > 0, float("nan"), tl.min(low, 0)), tl.max(high, 0)
+
+
+@triton.jit
+def _summed(low, i, P: tl.constexpr, N: tl.constexpr):
+    """relu of the sum of the partial maps at positions i."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for p in tl.static_range(P):
+        total += tl.load(low + p * N + i, mask=i < N, other=0).to(tl.float32)
+    return tl.where(total < 0, 0, total)  # keeps NaN
+
+
+@triton.jit
+def _normalize(low, scratch, P: tl.constexpr, N: tl.constexpr):
+    """Writes min_max(relu(sum of the partial maps)) of a layer to scratch."""
+    lowest, highest = tl.full([BLOCK], float("inf"), tl.float32), tl.full([BLOCK], -float("inf"), tl.float32)
+    for start in range(0, N, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        lowest, highest = _wider(lowest, highest, _summed(low, i, P, N), i < N)
+    lowest, highest = _extremes(lowest, highest)
+    for start in range(0, N, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        tl.store(scratch + i, tl.div_rn(_summed(low, i, P, N) - lowest, 1e-7 + (highest - lowest)), mask=i < N)
+
+
+@triton.jit
+def _finish_kernel(
+    low, scratch, finished, LAYERS: tl.constexpr, READ: tl.constexpr, KEPT: tl.constexpr, H: tl.constexpr,
+    W: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    program, tile = tl.program_id(0).to(tl.int64), tl.program_id(0) % tl.cdiv(H * W, PIXELS)
+    b = program // tl.cdiv(H * W, PIXELS)
+    scratch += program * KEPT
+    for layer in tl.static_range(len(LAYERS)):
+        partial = low + b * READ + LAYERS[layer][4]
+        _normalize(partial, scratch + LAYERS[layer][5], LAYERS[layer][0], LAYERS[layer][3])
+    tl.debug_barrier()  # every thread has written its part of the scratch row
+    lowest, highest = tl.full([BLOCK], float("inf"), tl.float32), tl.full([BLOCK], -float("inf"), tl.float32)
+    for start in range(0, ROWS[0] * COLUMNS[0], BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        inside = i < ROWS[0] * COLUMNS[0]
+        y, x = _sampled(i // COLUMNS[0], ROWS, H), _sampled(i % COLUMNS[0], COLUMNS, W)
+        lowest, highest = _wider(lowest, highest, _fused(scratch, y, x, inside, LAYERS, H, W), inside)
+    lowest, highest = _extremes(lowest, highest)
+    for start in range(0, PIXELS, BLOCK):
+        i = tile * PIXELS + start + tl.arange(0, BLOCK)
+        v = _fused(scratch, i // W, i % W, i < H * W, LAYERS, H, W) - lowest
+        v /= len(LAYERS) * 1e-7 + (highest - lowest)  # the factor because these are sums, not means
+        tl.store(finished + b * (H * W) + i, tl.where(v < 0, 0, tl.where(v > 1, 1, v)), mask=i < H * W)

@@ -1,0 +1,290 @@
+"""The Triton kernels against the definitions in `ops`, in fp64 where accuracy is judged.
+
+Without a GPU the kernels run in Triton's interpreter, on the CPU; on a GPU as they are, and the tests marked gpu too.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from accuracy import assert_as_accurate_as, fenced
+from fastcam.kernels import channel_reduce as reduction
+from fastcam.kernels.channel_reduce import channel_reduce, channel_sum
+from fastcam.kernels.finish import finish
+from fastcam.kernels.principal_component import principal_component
+
+from fastcam import ops
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def channels_last(t):
+    return fenced(t.movedim(1, -1)).movedim(-1, 1)
+
+
+def strided(t):
+    """Every second channel and position of a larger tensor, the rest of it NaN."""
+    gaps = torch.full_like(t, float("nan"))
+    return fenced(torch.stack([torch.stack([t, gaps], -1), torch.stack([gaps, gaps], -1)], 2))[:, :, 0, ..., 0]
+
+
+def cropped(t):
+    """A window of larger maps, which no single stride steps through."""
+    return fenced(torch.nn.functional.pad(t, (2, 1), value=float("nan")))[..., 2:-1]
+
+
+def expanded(t):
+    """One value a channel, as the gradient of a mean over positions has it."""
+    return fenced(t.flatten(2)[:, :, :1]).view(*t.shape[:2], *[1] * (t.ndim - 2)).expand(t.shape)
+
+
+def activations(*shape):
+    """Like those behind a ReLU: zeros, and none negative, which would let gradcam++ divide by almost 0."""
+    return torch.randn(shape).relu()
+
+
+def check(result, definition, *inputs):
+    """Compares a kernel's result with a definition of the inputs, as fp64 and as they are, on the CPU."""
+    inputs = [t.cpu() for t in inputs]
+    assert result.dtype == torch.float32
+    assert_as_accurate_as(definition(*inputs), result, definition(*(t.double() for t in inputs)))
+
+
+SHAPES = [
+    (2, 5, 1, 1),
+    (2, 70, 7, 7),
+    (1, 33, 5, 9),
+    (2, 40, 14, 14),
+    (3, 1, 7, 7),
+    (1, 1500, 2, 3),
+    (1, 20, 24, 25),  # two launches in channels_last
+    (1, 3, 65, 70),  # two launches
+    (2, 6, 11),
+    (1, 9, 3, 4, 5),
+]
+LAYOUTS = [
+    (fenced, fenced),
+    (channels_last, channels_last),
+    (fenced, expanded),
+    (strided, fenced),
+    (channels_last, fenced),
+    (fenced, cropped),
+    (channels_last, expanded),
+]
+CASES = [  # each shape with each weighting; types and layouts take turns, out of step with both
+    pytest.param(weighting, shape, DTYPES[i % 3], *LAYOUTS[i % 7], id=f"{weighting}-{'x'.join(map(str, shape))}-{i}")
+    for i, (shape, weighting) in enumerate(itertools.product(SHAPES, ops.WEIGHTINGS), start=1)
+]
+
+
+@pytest.mark.parametrize(("weighting", "shape", "dtype", "layout", "gradient_layout"), CASES)
+def test_channel_reduce(device, weighting, shape, dtype, layout, gradient_layout):
+    A, G = layout(activations(*shape).to(device, dtype)), gradient_layout(torch.randn(shape).to(device, dtype))
+    low = channel_reduce(A, G, weighting)
+    assert low.shape == (shape[0], low.shape[1], *shape[2:])
+    check(low.sum(1, keepdim=True), lambda A, G: ops.channel_reduce(A, G, weighting), A, G)
+
+
+@pytest.mark.parametrize("weighting", ops.WEIGHTINGS)
+def test_programs_share_the_channels_of_an_image(device, weighting, monkeypatch):
+    A, G = fenced(activations(3, 300, 7, 7).to(device)), fenced(torch.randn(3, 300, 7, 7, device=device))
+    low = channel_reduce(A, G, weighting)
+    assert low.shape[1] > 1
+    monkeypatch.setattr(reduction, "_multiprocessors", lambda device: 1)
+    alone = channel_reduce(A, G, weighting)
+    assert alone.shape[1] == 1
+    for maps in (low.sum(1, keepdim=True), alone):
+        check(maps, lambda A, G: ops.channel_reduce(A, G, weighting), A, G)
+
+
+def test_splits_fill_the_gpu_but_leave_no_program_without_channels():
+    cpu = torch.device("cpu")  # stands for 132 multiprocessors
+    assert [reduction.splits(1, blocks, cpu) for blocks in (1, 2, 3, 5, 8, 9, 64)] == [1, 2, 2, 3, 8, 5, 8]
+    assert [reduction.splits(images, 64, cpu) for images in (66, 67, 132, 264, 265)] == [8, 4, 4, 2, 1]
+
+
+@pytest.mark.parametrize("layout", [fenced, channels_last, strided])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_channel_sum(device, dtype, layout):
+    A, weights = layout(torch.randn(2, 150, 6, 7).to(device, dtype)), fenced(torch.randn(150, 2, device=device)).T
+    low = channel_sum(A, weights)
+    assert low.shape[1] > 1
+    check(low.sum(1, keepdim=True), ops.channel_sum, A, weights)
+
+
+@pytest.mark.parametrize("weighting", ops.WEIGHTINGS)
+@pytest.mark.parametrize("shape", [(4, 5, 4, 4), (4, 2, 65, 64)], ids=["one-launch", "two-launches"])
+def test_channel_reduce_keeps_nan_where_the_definition_does(device, shape, weighting):
+    A, G = activations(*shape), torch.randn(shape)
+    A[0, 1, 2, 3] = G[1, 1, 2, 3] = G[2, :, 0, 0] = float("nan")
+    expected = ops.channel_reduce(A, G, weighting)
+    assert expected[:3].isnan().any() and expected[3].isfinite().all()
+    torch.testing.assert_close(
+        channel_reduce(A.to(device), G.to(device), weighting).sum(1, keepdim=True).cpu(), expected, equal_nan=True
+    )
+
+
+FINISH = {
+    "one-layer": ([(2, 3, 7, 7)], (56, 45)),
+    "odd-sizes": ([(2, 1, 5, 9)], (33, 20)),
+    "one-pixel": ([(2, 2, 1, 1)], (5, 6)),
+    "to-one-pixel": ([(2, 1, 6, 5)], (1, 1)),
+    "one-row": ([(1, 2, 1, 9)], (4, 31)),
+    "same-size": ([(1, 2, 7, 7)], (7, 7)),
+    "smaller": ([(2, 2, 21, 32)], (17, 9)),
+    "more-than-a-block": ([(1, 1, 33, 40)], (47, 80)),  # 1320 positions and 5576 samples in blocks of 1024
+    "three-layers": ([(2, 2, 7, 7), (2, 3, 14, 14), (2, 1, 5, 3)], (64, 48)),
+    "layers-of-one-size": ([(1, 2, 6, 6), (1, 1, 6, 6)], (24, 25)),
+    "layers-smaller": ([(1, 2, 20, 30), (1, 3, 14, 14)], (25, 20)),
+}
+
+
+@pytest.mark.parametrize(("shapes", "size"), FINISH.values(), ids=FINISH)
+def test_finish(device, shapes, size):
+    lows = [fenced(torch.randn(shape, device=device)) for shape in shapes]
+    maps = finish(lows, size)
+    assert maps.shape == (shapes[0][0], *size)
+    assert maps.min() >= 0 and maps.max() <= 1
+    check(maps, lambda *lows: ops.finish(lows, size), *lows)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_finish_finds_the_extremes_at_any_pair_of_sizes(device, seed):
+    for _ in range(5):
+        h, w, H, W = torch.randint(1, 24, (4,)).tolist()
+        lows = [torch.randn(1, 1, h, w, device=device), torch.randn(1, 1, *torch.randint(1, 12, (2,)), device=device)]
+        for maps in (lows[:1], lows):
+            torch.testing.assert_close(finish(maps, (H, W)).cpu(), ops.finish([m.cpu() for m in maps], (H, W)))
+
+
+@pytest.mark.parametrize("value", [3.0, 0.1, -2.0, 0.0])
+def test_finish_makes_a_constant_map_zero(device, value):
+    assert (finish([torch.full((2, 1, 7, 7), value, device=device)], (20, 30)) == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_finish_keeps_a_broken_map_to_its_image(device, value):
+    lows = [torch.randn(3, 2, 7, 7, device=device), torch.randn(3, 1, 4, 5, device=device)]
+    alone = finish([low[2:] for low in lows], (20, 30))
+    lows[0][0, 1, 3, 3] = lows[1][1, 0, 0, 0] = value
+    maps = finish(lows, (20, 30))
+    assert maps[:2].isnan().all()
+    assert torch.equal(maps[2:], alone)
+    assert ops.finish([low.cpu() for low in lows], (20, 30))[:2].isnan().all()
+
+
+def features(*shape):
+    """Channel vectors with one strong component, and a mean that is not zero."""
+    strong = torch.randn(shape[0], 1, *shape[2:]) * torch.randn(*shape[:2], *[1] * (len(shape) - 2))
+    return strong + 0.3 * torch.randn(shape) + 1
+
+
+COMPONENT = [
+    ((2, 300, 7, 7), torch.float32, fenced),
+    ((1, 700, 8, 8), torch.float32, channels_last),
+    ((3, 5, 7, 7), torch.float32, strided),
+    ((2, 12, 4, 4), torch.float32, cropped),
+    ((2, 100, 7, 7), torch.bfloat16, channels_last),
+    ((2, 100, 5, 6), torch.float16, fenced),
+    ((2, 1, 3, 3), torch.float32, fenced),
+    ((2, 20, 1, 1), torch.float32, fenced),
+    ((2, 50, 31), torch.float32, fenced),
+    ((1, 40, 2, 3, 4), torch.float16, channels_last),
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "layout"), COMPONENT)
+def test_principal_component(device, shape, dtype, layout):
+    X = layout(features(*shape).to(device, dtype))
+    p = principal_component(X)
+    assert p.shape == (shape[0], 1, *shape[2:])
+    check(p, ops.principal_component, X)
+
+
+def test_principal_component_takes_one_program_for_many_images(device, monkeypatch):
+    X = features(3, 100, 4, 4).to(device)
+    monkeypatch.setattr(reduction, "_multiprocessors", lambda device: 1)
+    check(principal_component(X), ops.principal_component, X)
+
+
+def test_principal_component_of_rank_one_and_of_nothing(device):
+    rank_one = torch.randn(2, 1, 6, 6, device=device) * torch.rand(2, 40, 1, 1, device=device)
+    check(principal_component(rank_one), ops.principal_component, rank_one)
+    assert (principal_component(torch.ones(2, 20, 5, 5, device=device)) == 0).all()
+    assert (principal_component(torch.full((1, 20, 4, 4), float("nan"), device=device)) == 0).all()
+
+
+def test_principal_component_counts_nan_as_zero(device):
+    X = features(2, 70, 7, 7).to(device)
+    X[0, 3, 2, 2] = X[1, :, 0, 0] = float("nan")
+    check(principal_component(X), ops.principal_component, X)
+    assert torch.equal(principal_component(X), principal_component(X.nan_to_num()))
+
+
+def test_principal_component_on_a_tie_has_its_largest_value_positive(device):
+    half = torch.randint(-9, 10, (4, 8, 4, 4)).float()  # of 16 positions: means are exact
+    X = torch.cat([half, -half], 1).to(device)  # channels cancel at each position: no correlation with their mean
+    p = principal_component(X)
+    check(p, ops.principal_component, X)
+    p = p.flatten(1)
+    assert (p.gather(1, p.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+# On a GPU, through `ops`: dispatch, repeatability, and offsets past 2^31, which no interpreter holds.
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [fenced, channels_last])
+def test_ops_on_a_gpu(device, dtype, layout):
+    A, G = (layout(t.to(device, dtype)) for t in (activations(4, 512, 7, 7), torch.randn(4, 512, 7, 7)))
+    for weighting in ops.WEIGHTINGS:
+        low = ops.channel_reduce(A, G, weighting)
+        assert low.shape[1] > 1, "the kernel was not used"
+        check(low.sum(1, keepdim=True), lambda A, G, weighting=weighting: ops.channel_reduce(A, G, weighting), A, G)
+        assert torch.equal(low, ops.channel_reduce(A, G, weighting))
+    maps = ops.finish([low, low[:, :1]], (224, 224))
+    check(maps, lambda *lows: ops.finish(lows, (224, 224)), low, low[:, :1])
+    assert torch.equal(maps, ops.finish([low, low[:, :1]], (224, 224)))
+    check(ops.channel_sum(A, G[..., 0, 0]).sum(1, keepdim=True), ops.channel_sum, A, G[..., 0, 0])
+    p = ops.principal_component(A)
+    check(p, ops.principal_component, A)
+    assert torch.equal(p, ops.principal_component(A))
+
+
+@pytest.mark.gpu
+def test_offsets_past_2_to_the_31(device):
+    if torch.cuda.mem_get_info()[0] < 16e9:
+        pytest.skip("needs 16 GB of GPU memory")
+    A = torch.zeros(44000, 1000, 7, 7, dtype=torch.bfloat16, device=device)
+    assert A.numel() > 2**31
+    A[-1] = features(1, 1000, 7, 7)[0]
+    for weighting in ("gradcam", "layercam"):
+        low = ops.channel_reduce(A, A, weighting)
+        check(low[-1:].sum(1, keepdim=True), lambda A, weighting=weighting: ops.channel_reduce(A, A, weighting), A[-1:])
+        assert not low[:-1].any()
+    p = ops.principal_component(A)
+    check(p[-1:], ops.principal_component, A[-1:])
+    assert not p[:-1].any()
+    del A, p
+    maps = ops.finish([low], (224, 224))
+    assert maps.numel() > 2**31
+    check(maps[-1:], lambda low: ops.finish([low], (224, 224)), low[-1:])
+    assert not maps[:-1].any()
+
+
+@pytest.mark.gpu
+def test_a_row_past_2_to_the_31(device):
+    A = torch.zeros(1, 33, 8192, 8192, dtype=torch.float16, device=device)
+    assert A.numel() > 2**31
+    A[0, -1, -1] = torch.randn(8192)
+    for weighting in ("gradcam", "hirescam"):
+        low = ops.channel_reduce(A, A, weighting).sum(1, keepdim=True)
+        last = A[:, -1:, -1:]
+        if weighting == "hirescam":
+            check(low[..., -1:, :], lambda A: ops.channel_reduce(A, A, "hirescam"), last)
+        assert low[..., -1, :].any() and not low[..., :-1, :].any()

@@ -1,0 +1,104 @@
+"""Every kernel compiles for GPUs that are not here: without spills, and with the vector loads that its speed rests on.
+
+TRITON_INTERPRET=0 pytest -m compile -n 0 tests/test_kernels_compile.py        (-s prints registers and shared memory)
+"""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fastcam.kernels import channel_reduce, finish, principal_component
+from offline import compile_only, global_bytes, registers_and_spills
+
+from fastcam.ops import WEIGHTINGS
+
+pytestmark = [pytest.mark.compile, pytest.mark.parametrize("arch", [80, 90, 100], ids="sm_{}".format)]
+
+
+def tensor(*shape, dtype=torch.float32, layout="contiguous"):
+    """Shape, strides and type alone, which is all that a compilation sees."""
+    t = torch.empty(shape, dtype=dtype, device="meta")
+    return t.to(memory_format=torch.channels_last) if layout == "channels_last" else t
+
+
+def compiled(arch, launcher, *args):
+    """The kernels that a launcher compiles, none of which may spill."""
+    with compile_only(arch) as kernels:
+        launcher(*args)
+    for kernel in kernels:
+        registers, spilled = registers_and_spills(kernel)
+        resources = f"{registers:3} registers, {kernel.metadata.num_warps:2} warps, {kernel.metadata.shared:5} B shared"
+        print(f"\nsm_{arch:<3} {kernel.metadata.name:15} {resources}", end="")
+        assert spilled == 0, f"{kernel.metadata.name} spills {spilled} bytes on sm_{arch} ({registers} registers)"
+    return kernels
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((8, 2048, 7, 7), "contiguous"), ((8, 1024, 14, 14), "channels_last"), ((2, 64, 65, 70), "contiguous")],
+    ids=["7x7", "14x14-channels_last", "65x70"],
+)
+def test_channel_reduce(arch, shape, layout, weighting):
+    A = tensor(*shape, layout=layout)
+    kernels = compiled(arch, channel_reduce.channel_reduce, A, A, weighting)
+    two_launches = shape[2] == 65 and weighting in WEIGHTINGS[:3]
+    assert len(kernels) == 1 + two_launches
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "layout", "width"),
+    [
+        ((8, 1024, 14, 14), torch.float32, "contiguous", 16),
+        ((8, 1024, 14, 14), torch.bfloat16, "contiguous", 8),  # rows of 392 bytes
+        ((8, 768, 16, 16), torch.float32, "contiguous", 16),
+        ((8, 768, 16, 16), torch.float16, "contiguous", 16),
+        ((8, 256, 56, 56), torch.bfloat16, "contiguous", 16),
+        ((8, 2048, 7, 7), torch.float32, "channels_last", 16),
+        ((8, 2048, 7, 7), torch.bfloat16, "channels_last", 16),
+        ((2, 64, 112, 112), torch.float16, "channels_last", 16),  # in two launches
+    ],
+)
+def test_channel_reduce_loads_are_wide(arch, shape, dtype, layout, width):
+    A = tensor(*shape, dtype=dtype, layout=layout)
+    for kernel in compiled(arch, channel_reduce.channel_reduce, A, A, "gradcam++"):
+        assert set(global_bytes(kernel)) == {width}
+
+
+def test_weights_and_expanded_gradients(arch):
+    A, weights = tensor(8, 512, 14, 14), tensor(8, 512)
+    kernels = compiled(arch, channel_reduce.channel_sum, A, weights)
+    kernels += compiled(arch, channel_reduce.channel_reduce, A, weights[..., None, None].expand_as(A), "gradcam")
+    for kernel in kernels:
+        assert global_bytes(kernel).count(16) >= 8  # A's; the weights, one a row, may come in narrow ones
+
+
+@pytest.mark.parametrize(
+    ("lows", "size"),
+    [
+        ([(8, 8, 7, 7)], (224, 224)),
+        ([(1, 1, 14, 14)], (224, 224)),
+        ([(2, 1, 65, 70)], (300, 501)),
+        ([(8, 8, 7, 7), (8, 4, 14, 14), (8, 2, 28, 28)], (224, 224)),
+    ],
+    ids=["7x7", "14x14", "65x70", "three-layers"],
+)
+def test_finish(arch, lows, size):
+    (kernel,) = compiled(arch, finish.finish, [tensor(*shape) for shape in lows], size)
+    assert max(global_bytes(kernel, "st")) == 16
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "layout"),
+    [
+        ((8, 2048, 7, 7), torch.float32, "contiguous"),
+        ((8, 2048, 7, 7), torch.bfloat16, "channels_last"),
+        ((8, 512, 8, 8), torch.float16, "contiguous"),
+        ((8, 100, 5, 6), torch.float32, "contiguous"),
+        ((1, 1, 2, 2), torch.float32, "contiguous"),
+    ],
+)
+def test_principal_component(arch, shape, dtype, layout):
+    X = tensor(*shape, dtype=dtype, layout=layout)
+    assert len(compiled(arch, principal_component.principal_component, X)) == 2

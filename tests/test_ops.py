@@ -1,0 +1,185 @@
+"""The definitions in `ops` against their formulas, written out position by position in fp64 numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastcam import ops
+
+SHAPE = (2, 3, 4, 5)
+
+
+def pair(*shape, dtype=torch.float64):
+    """Activations and gradients, some of them 0."""
+    return torch.randn(shape).relu().to(dtype), torch.where(torch.rand(shape) < 0.2, 0, torch.randn(shape)).to(dtype)
+
+
+def weight(a, g, weighting):
+    """The weight of one channel, from its activations and gradients, flat."""
+    if weighting == "gradcam":
+        return sum(g) / len(g)
+    if weighting == "xgradcam":
+        return sum(g_n * a_n / (sum(a) + 1e-7) for a_n, g_n in zip(a, g, strict=True))
+    alphas = [g_n**2 / (2 * g_n**2 + sum(a) * g_n**3 + 1e-6) if g_n != 0 else 0 for g_n in g]
+    return sum(max(g_n, 0) * alpha for g_n, alpha in zip(g, alphas, strict=True))
+
+
+def term(a, g, w, weighting):
+    """What a channel adds to the map at one position."""
+    return {"hirescam": g * a, "gradcamelementwise": max(g * a, 0), "layercam": max(g, 0) * a}.get(weighting, w * a)
+
+
+def oracle(A, G, weighting):
+    """The map `(B, 1, *S)`, and the weights `(B, C)` if each channel has one."""
+    (B, C, *S), A, G = A.shape, A.flatten(2).double().numpy(), G.flatten(2).double().numpy()
+    maps, weights = np.zeros((B, A.shape[2])), np.zeros((B, C))
+    for b in range(B):
+        for c in range(C):
+            if weighting in ops.CHANNELWISE:
+                weights[b, c] = weight(A[b, c], G[b, c], weighting)
+            for n in range(A.shape[2]):
+                maps[b, n] += term(A[b, c, n], G[b, c, n], weights[b, c], weighting)
+    return torch.from_numpy(maps).view(B, 1, *S), torch.from_numpy(weights)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (1, 4, 7), (1, 2, 3, 2, 4)], ids=str)
+@pytest.mark.parametrize("weighting", ops.WEIGHTINGS)
+def test_channel_reduce(weighting, shape):
+    A, G = pair(*shape)
+    maps, weights = oracle(A, G, weighting)
+    torch.testing.assert_close(ops.channel_reduce(A, G, weighting), maps)
+    torch.testing.assert_close(ops.weighted_activations(A, G, weighting).sum(1, keepdim=True), maps)
+    if weighting in ops.CHANNELWISE:
+        torch.testing.assert_close(ops.channel_weights(A, G, weighting), weights)
+        torch.testing.assert_close(ops.channel_sum(A, weights), maps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weighting", ops.WEIGHTINGS)
+def test_channel_reduce_computes_in_fp32_at_least(weighting, dtype):
+    A, G = pair(*SHAPE, dtype=dtype)
+    maps = ops.channel_reduce(A, G, weighting)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, oracle(A, G, weighting)[0].float())
+
+
+def test_channel_reduce_takes_any_strides_and_mixed_types():
+    A, G = pair(*SHAPE)
+    expected = ops.channel_reduce(A, G.mean((2, 3), keepdim=True).expand(SHAPE).contiguous(), "gradcam")
+    expanded = G.mean((2, 3), keepdim=True).expand(SHAPE)
+    torch.testing.assert_close(
+        ops.channel_reduce(A.to(memory_format=torch.channels_last), expanded, "gradcam"), expected
+    )
+    mixed = ops.channel_reduce(A.half(), expanded.float(), "gradcam")
+    torch.testing.assert_close(mixed, ops.channel_reduce(A.half().double(), expanded, "gradcam").float())
+
+
+def test_what_does_not_fit_is_an_error():
+    A, G = pair(*SHAPE)
+    with pytest.raises(ValueError, match="one shape"):
+        ops.channel_reduce(A, G[:1], "gradcam")
+    with pytest.raises(ValueError, match="weighting must be one of"):
+        ops.channel_reduce(A, G, "scorecam")
+    with pytest.raises(ValueError, match=r"weights must be \(B, C\) = \(2, 3\), got \(2, 4\)"):
+        ops.channel_sum(A, torch.ones(2, 4))
+    with pytest.raises(ValueError, match="1 or 2 spatial dimensions, got 3"):
+        ops.resize(torch.rand(1, 2, 3, 4), (4, 6, 8))
+    with pytest.raises(ValueError, match="size must have 2 values"):
+        ops.resize(torch.rand(1, 3, 4), (6,))
+    with pytest.raises(ValueError, match="sign must be"):
+        ops.principal_component(A, sign="positive")
+
+
+def resized(row, size):
+    """A row of values at another size: linear between the centres of pixels, constant beyond the outer ones."""
+    centres = (np.arange(size) + 0.5) * len(row) / size - 0.5
+    return np.interp(centres, np.arange(len(row)), row)
+
+
+def resized_image(image, size):
+    rows = np.stack([resized(row, size[1]) for row in image])
+    return np.stack([resized(column, size[0]) for column in rows.T]).T
+
+
+def normalised(image):
+    image = image - image.min()
+    return image / (1e-7 + image.max())
+
+
+@pytest.mark.parametrize(
+    ("low", "size"), [((7, 7), (30, 45)), ((6, 9), (5, 4)), ((1, 5), (3, 1)), ((4, 4), (4, 4))], ids=str
+)
+def test_resize(low, size):
+    maps = torch.randn(2, *low, dtype=torch.float64)
+    expected = np.stack([resized_image(image, size) for image in maps.numpy()])
+    torch.testing.assert_close(ops.resize(maps, size), torch.from_numpy(expected))
+
+
+def test_resize_in_one_dimension():
+    maps = torch.randn(2, 6, dtype=torch.float64)
+    expected = np.stack([resized(row, 17) for row in maps.numpy()])
+    torch.testing.assert_close(ops.resize(maps, [17]), torch.from_numpy(expected))
+
+
+def test_min_max():
+    maps = torch.randn(3, 4, 5, dtype=torch.float64)
+    expected = np.stack([normalised(image) for image in maps.numpy()])
+    torch.testing.assert_close(ops.min_max(maps), torch.from_numpy(expected))
+    assert (ops.min_max(torch.full((2, 3), 7.0)) == 0).all()
+
+
+@pytest.mark.parametrize("lows", [[(2, 3, 7, 7)], [(2, 3, 7, 7), (2, 1, 4, 9), (2, 2, 14, 14)]], ids=["one", "three"])
+def test_finish(lows):
+    lows = [torch.randn(shape, dtype=torch.float64) for shape in lows]
+    expected = []
+    for b in range(2):
+        layers = [normalised(np.maximum(low[b].numpy().sum(0), 0)) for low in lows]
+        expected.append(normalised(sum(resized_image(layer, (20, 33)) for layer in layers) / len(layers)))
+    torch.testing.assert_close(ops.finish(lows, (20, 33)), torch.from_numpy(np.stack(expected)))
+
+
+def test_finish_in_one_dimension_and_of_negative_maps():
+    low = torch.randn(1, 2, 9, dtype=torch.float64)
+    expected = normalised(resized(normalised(np.maximum(low[0].numpy().sum(0), 0)), 20))
+    torch.testing.assert_close(ops.finish([low], (20,)), torch.from_numpy(expected)[None])
+    assert (ops.finish([-torch.rand(2, 1, 3, 3)], (6, 6)) == 0).all()
+
+
+def projections(X):
+    """Up to their sign, the projections on the first principal component of one image `(C, *S)`, flat."""
+    points = np.where(np.isnan(X), 0, X).reshape(len(X), -1).T
+    points = points - points.mean(0)
+    return points @ np.linalg.svd(points, full_matrices=False)[2][0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 20, 3, 4), (2, 4, 5, 6), (1, 1, 3, 3), (2, 12, 12)], ids=str)
+def test_principal_component(shape, dtype):
+    X = torch.randn(shape, dtype=dtype)
+    X[0, 0, 0] = float("nan")
+    p = ops.principal_component(X)
+    assert p.shape == (shape[0], 1, *shape[2:]) and p.dtype == dtype
+    for image, projected in zip(X.double().numpy(), p.flatten(1).double().numpy(), strict=True):
+        expected, mean = projections(image), np.nan_to_num(image).reshape(len(image), -1).mean(0)
+        expected *= np.sign(np.corrcoef(expected, mean)[0, 1])
+        np.testing.assert_allclose(projected, expected, atol=1e-4 if dtype == torch.float32 else 1e-9)
+
+
+def test_principal_component_on_a_tie_has_its_largest_value_positive():
+    half = torch.randint(-9, 10, (5, 6, 4, 4)).double()
+    p = ops.principal_component(torch.cat([half, -half], 1)).flatten(1)  # the mean over channels is 0
+    assert (p.gather(1, p.abs().argmax(1, keepdim=True)) > 0).all()
+    expected = projections(torch.cat([half, -half], 1)[0].numpy())
+    np.testing.assert_allclose(p[0].abs().numpy(), np.abs(expected), atol=1e-9)
+
+
+def test_principal_component_of_nothing_is_zero():
+    assert (ops.principal_component(torch.ones(2, 5, 3, 3)) == 0).all()
+    assert (ops.principal_component(torch.full((1, 5, 3, 3), float("nan"))) == 0).all()
+
+
+def test_principal_component_with_the_sign_of_lapack():
+    X = torch.randn(2, 6, 3, 4)
+    X[1, 2, 0, 0] = float("nan")
+    expected = np.stack([projections(image) for image in X.numpy()])
+    torch.testing.assert_close(ops.principal_component(X, sign="lapack"), torch.from_numpy(expected).view(2, 1, 3, 4))
