@@ -5,7 +5,7 @@
 A program writes 1024 to 16384 pixels of one image, 1024 at a time with 8 warps. It reads the image's low maps and
 keeps their normalised sums in a scratch row of its own, where its threads find the corners they mix. Before a pixel is
 written it needs the extremes of all: in a cell between four low pixels the resized map is bilinear, extreme at the
-corners, so only the first and last rows and columns of pixels in the cells are sampled, at most 2(h+1) by 2(w+1).
+corners, so only the first and last rows and columns of pixels in the cells are sampled, at most 2h by 2w.
 All mixing is explicit fma: the same pixel gets the same bits in a sample and in the map.
 """
 
@@ -45,18 +45,18 @@ def finish(low_maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
 
 def _samples(sizes: Sequence[int], resized: int) -> tuple[int, ...]:
     """How many pixels to sample along a dimension, and the sizes to sample by, none for every pixel."""
-    samples = sum(2 * (size + 1) for size in set(sizes))
+    samples = 2 * sum(set(sizes))
     return (samples, *sorted(set(sizes))) if samples < resized else (resized,)
 
 
 @triton.jit
 def _sampled(i, SAMPLES: tl.constexpr, RESIZED: tl.constexpr):
-    """The i-th pixel to sample along a dimension: of each size the first pixel of each cell, and the one before it."""
+    """The i-th pixel to sample along a dimension: of each size, the last before and the first from a low centre on."""
     pixel = i
     for s in tl.static_range(1, len(SAMPLES)):
         first = (2 * RESIZED * (i // 2) + RESIZED + SAMPLES[s] - 1) // (2 * SAMPLES[s])
         pixel = tl.where(i >= 0, tl.minimum(tl.maximum(first - i % 2, 0), RESIZED - 1), pixel)
-        i -= 2 * (SAMPLES[s] + 1)
+        i -= 2 * SAMPLES[s]
     return pixel
 
 

@@ -84,7 +84,7 @@ def _solve_kernel(grams, sums, projections, N: tl.constexpr, P: tl.constexpr, NP
     b = tl.program_id(0).to(tl.int64)
     i, j = tl.arange(0, NP)[:, None], tl.arange(0, NP)[None, :]
     gram = tl.zeros([NP, NP], tl.float32)
-    mean = tl.zeros([1, NP], tl.float32)  # of the channels, times C
+    mean = tl.zeros([1, NP], tl.float32)  # over the channels, centred, times C
     for part in tl.static_range(P):
         gram += tl.load(grams + (b * P + part) * (NP * NP) + i * NP + j, mask=(i < N) & (j < N), other=0)
         mean += tl.load(sums + (b * P + part) * NP + j, mask=j < N, other=0)
@@ -100,7 +100,6 @@ def _solve_kernel(grams, sums, projections, N: tl.constexpr, P: tl.constexpr, NP
     column = _unit(tl.sum(tl.where(j == largest, power, 0), 1, keep_dims=True))  # (NP, 1)
     u = _unit(tl.sum(gram * column, 0, keep_dims=True))  # (1, NP), rid of the rounding of the squarings
     p = u * tl.sqrt_rn(tl.maximum(tl.sum(gram * tl.trans(u) * u), 0))
-    mean = tl.where(j < N, mean - tl.sum(mean) / N, 0)
     product = tl.sum(p * mean)
     largest = tl.sum(tl.where(j == tl.argmax(tl.abs(p), 1, keep_dims=True), p, 0))
     tie = tl.abs(product) <= 1e-6 * _norm(p) * _norm(mean)

@@ -151,18 +151,25 @@ def test_finish(device, shapes, size):
     check(maps, lambda *lows: ops.finish(lows, size), *lows)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_finish_finds_the_extremes_at_any_pair_of_sizes(device, seed):
-    for _ in range(5):
-        h, w, H, W = torch.randint(1, 24, (4,)).tolist()
-        lows = [torch.randn(1, 1, h, w, device=device), torch.randn(1, 1, *torch.randint(1, 12, (2,)), device=device)]
-        for maps in (lows[:1], lows):
-            torch.testing.assert_close(finish(maps, (H, W)).cpu(), ops.finish([m.cpu() for m in maps], (H, W)))
+@pytest.mark.parametrize("seed", range(20))
+def test_finish_finds_the_extremes_at_any_sizes(device, seed):
+    torch.manual_seed(seed)
+    layers = [torch.randn(8, 1, *torch.randint(1, high, (2,)), device=device) for high in (24, 6, 4)]
+    for lows, size in [(layers[:1], (1, 24)), (layers[1:2], (7, 30)), (layers[1:], (20, 50))]:
+        size = torch.randint(*size, (2,)).tolist()
+        torch.testing.assert_close(finish(lows, size).cpu(), ops.finish([low.cpu() for low in lows], size))
 
 
 @pytest.mark.parametrize("value", [3.0, 0.1, -2.0, 0.0])
 def test_finish_makes_a_constant_map_zero(device, value):
     assert (finish([torch.full((2, 1, 7, 7), value, device=device)], (20, 30)) == 0).all()
+
+
+def test_finish_of_layers_that_cancel_stays_in_0_1(device):
+    low = torch.rand(8, 1, 2, 2, device=device)  # min_max of low and of -low add up to 1, but for rounding
+    shift = low.amax((2, 3), keepdim=True)
+    maps = finish([low, shift - low], (31, 43))
+    assert maps.min() >= 0 and maps.max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -225,13 +232,16 @@ def test_principal_component_counts_nan_as_zero(device):
     assert torch.equal(principal_component(X), principal_component(X.nan_to_num()))
 
 
-def test_principal_component_on_a_tie_has_its_largest_value_positive(device):
-    half = torch.randint(-9, 10, (4, 8, 4, 4)).float()  # of 16 positions: means are exact
-    X = torch.cat([half, -half], 1).to(device)  # channels cancel at each position: no correlation with their mean
+@pytest.mark.parametrize(("leak", "sign"), [(1e-3, -1), (1e-5, 1), (0, 1)], ids=["correlated", "tie", "exact-tie"])
+def test_principal_component_has_its_largest_value_positive_on_a_tie(device, leak, sign):
+    u = torch.tensor([6, -2, -2, -2, 0, 0, 0, 0, 1, -1, 2, -2, 1, -1, 0, 0.0]).view(
+        1, 1, 4, 4
+    )  # leads, cancels in the mean
+    w = torch.tensor([1.0] * 8 + [-1.0] * 8).view(1, 1, 4, 4)  # is the mean, orthogonal to u
+    X = torch.cat([8 * u, -8 * u, w.expand(1, 20, 4, 4), -leak * u], 1).to(device)
     p = principal_component(X)
     check(p, ops.principal_component, X)
-    p = p.flatten(1)
-    assert (p.gather(1, p.abs().argmax(1, keepdim=True)) > 0).all()
+    assert p[0, 0, 0, 0] * sign > 0
 
 
 # On a GPU, through `ops`: dispatch, repeatability, and offsets past 2^31, which no interpreter holds.

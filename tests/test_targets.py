@@ -59,7 +59,6 @@ def maps(x, targets, **options):
         lambda row: row[2],
         [lambda row: row[2]] * 3,
     ],
-    ids=str,
 )
 def test_spellings_of_one_class(x, targets):
     torch.testing.assert_close(maps(x, targets), maps(x, 2), rtol=1e-6, atol=1e-8)
