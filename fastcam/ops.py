@@ -138,9 +138,9 @@ def principal_component(X: Tensor, sign: str = "activation") -> Tensor:
     B, C, *S = X.shape
     X = _wide(X).flatten(2)  # (B, C, N)
     X = torch.where(X.isnan(), 0, X)
-    # The Gram matrix holds squares, which leave fp32's range long before the values do.
-    scale = X.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)  # (B, 1, 1)
-    X = X / scale
+    # The Gram matrix holds squares, which leave fp32's range long before the values do; a power of two rounds nothing.
+    exponent = torch.frexp(X.abs().amax((1, 2), keepdim=True)).exponent  # (B, 1, 1)
+    X = torch.ldexp(X, -exponent)
     centred = X - X.mean(2, keepdim=True)
     if centred.shape[2] <= C:  # the smaller Gram matrix has the same leading eigenvalue
         gram = centred.mT @ centred  # (B, N, N)
@@ -149,7 +149,7 @@ def principal_component(X: Tensor, sign: str = "activation") -> Tensor:
     else:
         v = _leading_eigenvector(centred @ centred.mT)  # (B, C)
         p = (v.unsqueeze(1) @ centred).squeeze(1)
-    return (_oriented(p, X.mean(1)) * scale.view(B, 1)).view(B, 1, *S)
+    return torch.ldexp(_oriented(p, X.mean(1)), exponent.view(B, 1)).view(B, 1, *S)
 
 
 def _leading_eigenvector(gram: Tensor, squarings: int = 16) -> Tensor:

@@ -93,7 +93,7 @@ def _digits(split: Split) -> tuple[Tensor, Tensor]:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
     with np.load(DATA / "digits.npz") as file:
         images, labels = file["images"], file["labels"]
-    # The file is ordered by writer; a fixed permutation mixes them.
+    # Neighbours in the file resemble each other, so the splits are drawn by a fixed permutation.
     order = np.random.RandomState(0).permutation(len(images))
     index = order[:TEST_DIGITS] if split == "test" else order[TEST_DIGITS:]
     return torch.from_numpy(images[index]).float() / 16, torch.from_numpy(labels[index]).long()

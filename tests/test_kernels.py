@@ -165,6 +165,11 @@ def test_finish_makes_a_constant_map_zero(device, value):
     assert (finish([torch.full((2, 1, 7, 7), value, device=device)], (20, 30)) == 0).all()
 
 
+def test_finish_of_faint_maps_adds_the_same_1e_7(device):
+    lows = [1e-9 * torch.randn(2, 2, 5, 5, device=device), 1e-9 * torch.randn(2, 1, 4, 6, device=device)]
+    check(finish(lows, (20, 21)), lambda *lows: ops.finish(lows, (20, 21)), *lows)
+
+
 def test_finish_of_layers_that_cancel_stays_in_0_1(device):
     low = torch.rand(8, 1, 2, 2, device=device)  # min_max of low and of -low add up to 1, but for rounding
     shift = low.amax((2, 3), keepdim=True)
