@@ -3,6 +3,8 @@
 TRITON_INTERPRET=0 pytest -m compile -n 0 tests/test_kernels_compile.py        (-s prints registers and shared memory)
 """
 
+import re
+
 import pytest
 import torch
 
@@ -87,6 +89,8 @@ def test_weights_and_expanded_gradients(arch):
 def test_finish(arch, lows, size):
     (kernel,) = compiled(arch, finish.finish, [tensor(*shape) for shape in lows], size)
     assert max(global_bytes(kernel, "st")) == 16
+    order = "".join(step[0] for step in re.findall(r"ld\.global|st\.global|bar\.sync", kernel.asm["ptx"]))
+    assert re.search("sb+l+b+l+s+$", order)  # scratch written, barrier, sampled, reduced, pixels mixed, written
 
 
 @pytest.mark.parametrize(
