@@ -37,7 +37,7 @@ def channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
         square = G * G
         alpha = square / (2 * square + A.sum(2, keepdim=True) * (square * G) + 1e-6)
         return (G.relu() * torch.where(G != 0, alpha, 0)).sum(2)
-    raise ValueError(f"weighting must be one of {CHANNELWISE}, got {weighting!r}")
+    raise ValueError(f"weighting must be one of {CHANNELWISE} for a weight per channel, got {weighting!r}")
 
 
 def weighted_activations(A: Tensor, G: Tensor, weighting: str) -> Tensor:
@@ -73,10 +73,13 @@ def channel_sum(A: Tensor, weights: Tensor) -> Tensor:
 def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     """Weights and weighted sum over channels: `weighted_activations(A, G, weighting).sum(1)` as a low map `(B, P, *S)`.
 
-    On a GPU one pass over A and G for maps up to 64 x 64, a second pass over A above.
+    On a GPU one pass over A and G for maps up to 64 x 64 (512 positions in channels_last, where a longer row is read
+    in pieces too small), a second pass over A above.
     """
     if A.shape != G.shape:
         raise ValueError(f"activations and gradients must have one shape, got {tuple(A.shape)} and {tuple(G.shape)}")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {WEIGHTINGS}, got {weighting!r}")
     if _on_kernel(A) and A.dtype == G.dtype:
         from fastcam.kernels import channel_reduce as kernel
 

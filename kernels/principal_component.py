@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from fastcam.kernels.channel_reduce import splits
 from torch import Tensor
+
+from fastcam.kernels.channel_reduce import splits
 
 BC = tl.constexpr(32)  # channels of a block
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)

@@ -28,6 +28,15 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow; run: pytest -m slow"))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What each kernel needs, one line a kernel and GPU, from what the compile tests printed."""
+    reports = [r for r in terminalreporter.stats.get("passed", []) if "compile" in r.keywords]
+    if lines := {line for report in reports for line in report.capstdout.splitlines() if line.startswith("sm_")}:
+        terminalreporter.section("registers and shared memory")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from models import photographs, tiny
 from PIL import Image
 
 import fastcam
@@ -18,6 +17,8 @@ from fastcam import GradCAM
 from fastcam.cli import main
 from fastcam.images import Preprocess
 from fastcam.models import load_model
+
+from models import photographs, tiny
 
 
 @pytest.fixture

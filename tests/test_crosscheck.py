@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import pytorch_grad_cam
 import torch
-from models import LAYERS, SIGNED, build, inputs, tokens_to_map
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 
 from fastcam.layers import find_layers
 from fastcam.methods import METHODS
+
+from models import LAYERS, SIGNED, build, inputs, tokens_to_map
 
 PEERS = [cls.__name__ for name, cls in METHODS.items() if name != "cam"]
 FACTORS = {

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from models import photographs
 from PIL import Image, ImageOps
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from torchvision import transforms
@@ -18,6 +17,8 @@ from fastcam import load_image, overlay
 from fastcam.figures import method_grid
 from fastcam.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, find_images
 from fastcam.models import _preprocess_of
+
+from models import photographs
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from accuracy import assert_as_accurate_as, fenced
+from fastcam import ops
 from fastcam.kernels import channel_reduce as reduction
 from fastcam.kernels.channel_reduce import channel_reduce, channel_sum
 from fastcam.kernels.finish import finish
 from fastcam.kernels.principal_component import principal_component
 
-from fastcam import ops
+from accuracy import assert_as_accurate_as, fenced
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from models import TinyNet, build, inputs, small_vit, tiny, tokens_to_map
 from torch import nn
 
 import fastcam
 from fastcam import EigenCAM, GradCAM
 from fastcam.layers import default_layer, find_layers, layer_name, suggest
+
+from models import TinyNet, build, inputs, small_vit, tiny, tokens_to_map
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models import TinyNet, build, inputs, tiny
 from torch import nn
 from torch.nn import functional as F
 
 from fastcam import CAM, EigenCAM, EigenGradCAM, GradCAM, HiResCAM, LayerCAM, ops
 from fastcam.methods import METHODS
+
+from models import TinyNet, build, inputs, tiny
 
 GENERAL = [m for m in METHODS if m != "cam"]
 

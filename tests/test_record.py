@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from models import TinyNet, tiny
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastcam import EigenCAM, GradCAM, HiResCAM, LayerCAM
 from fastcam.record import record
+
+from models import TinyNet, tiny
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models import TinyNet, tiny
 
 from fastcam import (
     BinaryClassifierOutputTarget,
@@ -14,6 +13,8 @@ from fastcam import (
     ClassifierOutputTarget,
     HiResCAM,
 )
+
+from models import TinyNet, tiny
 
 
 @pytest.fixture

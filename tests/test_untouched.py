@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import TinyNet, tiny
 
 import fastcam
 from fastcam.layers import default_layer
 from fastcam.methods import METHODS
+
+from models import TinyNet, tiny
 
 
 class Fragile(TinyNet):
