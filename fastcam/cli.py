@@ -10,13 +10,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import fastcam
+
+if TYPE_CHECKING:
+    from fastcam.images import Preprocess
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -87,33 +90,33 @@ def _explain(options: argparse.Namespace) -> int:
     cam = METHODS[options.method](model, options.layer)
     shared = {name: getattr(options, name) for name in ("model", "weights", "method", "dtype")}
     shared["fastcam"] = fastcam.__version__
-    failed = 0
+    done = 0
     waiting = _progress(paths)
     while chunk := list(islice(waiting, options.batch_size)):
-        good, inputs, pictures = [], [], []
-        for path in chunk:
-            try:
-                x, picture = loaded.preprocess(path)
-            except (ValueError, OSError) as error:
-                failed += _complain(error)
-                continue
-            good.append(path)
-            inputs.append(x)
-            pictures.append(picture)
-        if not good:
+        images = _read(chunk, loaded.preprocess)
+        if not images:
             continue
-        x = torch.stack(inputs).to(options.device, DTYPES[options.dtype])
+        x = torch.stack([x for _, x, _ in images]).to(options.device, DTYPES[options.dtype])
         maps = cam(x, options.target, aug_smooth=options.aug_smooth, eigen_smooth=options.eigen_smooth)
         layers = cam.target_layers or [default_layer(model, x)]
         shared["layer"] = [layer_name(model, layer) for layer in layers]
-        for n, record in enumerate(_records(cam.outputs, options.target, loaded.categories)):
-            try:
-                _write(options.out / names[good[n]], pictures[n], maps[n], {"image": str(good[n]), **record, **shared})
-            except (ValueError, OSError) as error:
-                failed += _complain(f"{good[n]}: {error}")
-    if failed:
-        print(f"fastcam: {failed} of {len(paths)} images failed", file=sys.stderr)
-    return 1 if failed else 0
+        records = _records(cam.outputs, options.target, loaded.categories)
+        for (path, _, picture), values, record in zip(images, maps, records, strict=True):
+            done += _written(options.out / names[path], picture, values, {"image": str(path), **record, **shared})
+    if done < len(paths):
+        print(f"fastcam: {len(paths) - done} of {len(paths)} images failed", file=sys.stderr)
+    return 0 if done == len(paths) else 1
+
+
+def _read(paths: Sequence[Path], preprocess: Preprocess) -> list[tuple[Path, Tensor, Tensor]]:
+    """Path, model input and picture of each image that can be read; says which can't."""
+    images = []
+    for path in paths:
+        try:
+            images.append((path, *preprocess(path)))
+        except (ValueError, OSError) as error:
+            _complain(error)
+    return images
 
 
 def _records(outputs: Tensor | None, target: int | None, categories: Sequence[str] | None) -> Iterator[dict[str, Any]]:
@@ -131,15 +134,21 @@ def _records(outputs: Tensor | None, target: int | None, categories: Sequence[st
         }
 
 
-def _write(stem: Path, picture: Tensor, cam: np.ndarray, record: dict[str, Any]) -> None:
+def _written(stem: Path, picture: Tensor, cam: np.ndarray, record: dict[str, Any]) -> bool:
+    """Write overlay, map and record of an image; says so if that fails."""
     from fastcam.figures import overlay
     from fastcam.images import save_png
 
-    if np.isnan(cam).any():
-        raise ValueError("its map is not a number: the model's activations or gradients overflow")
-    save_png(overlay(picture, cam), stem.with_name(stem.name + ".png"))
-    np.save(stem.with_name(stem.name + ".npy"), cam)
-    stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    try:
+        if np.isnan(cam).any():
+            raise ValueError("its map is not a number: the model's activations or gradients overflow")
+        save_png(overlay(picture, cam), stem.with_name(stem.name + ".png"))
+        np.save(stem.with_name(stem.name + ".npy"), cam)
+        stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        _complain(f"{record['image']}: {error}")
+        return False
+    return True
 
 
 def _layers(options: argparse.Namespace) -> int:
@@ -193,10 +202,8 @@ def _spare_the_inputs(paths: Sequence[Path], out: Path, names: dict[Path, str]) 
             raise ValueError(f"{out / name}.png is an image to explain: choose another --out")
 
 
-def _complain(error: object) -> int:
-    """Say what failed; 1, to count it."""
+def _complain(error: object) -> None:
     print(f"fastcam: {error}".encode(errors="replace").decode(), file=sys.stderr)
-    return 1
 
 
 def _make_folder(folder: Path) -> None:
