@@ -8,6 +8,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ import fastcam
 
 if TYPE_CHECKING:
     from fastcam.images import Preprocess
+    from fastcam.methods import BaseCAM
+    from fastcam.models import Loaded
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     layers.set_defaults(run=_layers)
 
     demo = commands.add_parser("demo", help="explain digit scenes by every method, with a network that comes along")
-    demo.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the figure and the table")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for figure and table")
     demo.add_argument("--device", default=_default_device(), help="default: %(default)s")
     demo.set_defaults(run=_demo)
     return parser
@@ -71,6 +74,11 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="torchvision name, or package.module:callable")
     parser.add_argument("--weights", help="torchvision name such as DEFAULT, or a file with a state_dict")
     parser.add_argument("--size", type=_positive, help="side of the square input; default: 224, or the weights' own")
+    parser.add_argument(
+        "--resize", type=_positive, help="short side before the centre is cropped; default: size*256/224"
+    )
+    parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], comma-separated; default: ImageNet's")
+    parser.add_argument("--std", type=_numbers, help="likewise")
     parser.add_argument("--device", default=_default_device(), help="default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: fp32")
 
@@ -79,17 +87,20 @@ def _explain(options: argparse.Namespace) -> int:
     from fastcam.images import find_images
     from fastcam.layers import default_layer, layer_name
     from fastcam.methods import METHODS
-    from fastcam.models import load_model
 
     _make_folder(options.out)
     paths = find_images(options.images, skip=options.out)
     names = _names(paths)
-    _spare_the_inputs(paths, options.out, names)
-    loaded = load_model(options.model, options.weights, options.size)
+    _keep_apart(options, paths, names)
+    loaded = _load(options)
     model = loaded.model.to(options.device, DTYPES[options.dtype])
     cam = METHODS[options.method](model, options.layer)
-    shared = {name: getattr(options, name) for name in ("model", "weights", "method", "dtype")}
-    shared["fastcam"] = fastcam.__version__
+    kept = ("model", "weights", "method", "aug_smooth", "eigen_smooth", "dtype", "device")
+    shared = {name: getattr(options, name) for name in kept}
+    shared |= {"preprocess": asdict(loaded.preprocess), "fastcam": fastcam.__version__}
+    target = options.target if cam.class_discriminative else None
+    if target != options.target:
+        warnings.warn(f"{options.method} does not depend on the class, --target is ignored", stacklevel=1)
     done = 0
     waiting = _progress(paths)
     while chunk := list(islice(waiting, options.batch_size)):
@@ -97,15 +108,22 @@ def _explain(options: argparse.Namespace) -> int:
         if not images:
             continue
         x = torch.stack([x for _, x, _ in images]).to(options.device, DTYPES[options.dtype])
-        maps = cam(x, options.target, aug_smooth=options.aug_smooth, eigen_smooth=options.eigen_smooth)
+        maps = cam(x, target, aug_smooth=options.aug_smooth, eigen_smooth=options.eigen_smooth)
         layers = cam.target_layers or [default_layer(model, x)]
         shared["layer"] = [layer_name(model, layer) for layer in layers]
-        records = _records(cam.outputs, options.target, loaded.categories)
+        records = _records(cam, target, loaded.categories)
         for (path, _, picture), values, record in zip(images, maps, records, strict=True):
             done += _written(options.out / names[path], picture, values, {"image": str(path), **record, **shared})
     if done < len(paths):
         print(f"fastcam: {len(paths) - done} of {len(paths)} images failed", file=sys.stderr)
+    print(f"wrote {done} overlays, maps and records to {options.out}")
     return 0 if done == len(paths) else 1
+
+
+def _load(options: argparse.Namespace) -> Loaded:
+    from fastcam.models import load_model
+
+    return load_model(options.model, options.weights, options.size, options.resize, options.mean, options.std)
 
 
 def _read(paths: Sequence[Path], preprocess: Preprocess) -> list[tuple[Path, Tensor, Tensor]]:
@@ -119,8 +137,9 @@ def _read(paths: Sequence[Path], preprocess: Preprocess) -> list[tuple[Path, Ten
     return images
 
 
-def _records(outputs: Tensor | None, target: int | None, categories: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    """Predicted and explained class of each image, with its probability."""
+def _records(cam: BaseCAM, target: int | None, categories: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """Predicted and explained class of each image, with its probability; None where no class is explained."""
+    outputs = cam.outputs
     if outputs is None or outputs.ndim != 2:
         got = "none" if outputs is None else str(tuple(outputs.shape))
         raise ValueError(f"the command explains classifiers, logits (B, classes), the model gives {got}")
@@ -128,10 +147,11 @@ def _records(outputs: Tensor | None, target: int | None, categories: Sequence[st
     for row in probabilities:
         predicted = int(row.argmax())
         classes = {"predicted": predicted, "explained": predicted if target is None else target}
-        yield {
+        record: dict[str, Any] = {
             key: {"class": c, "score": round(float(row[c]), 6), **({"name": categories[c]} if categories else {})}
             for key, c in classes.items()
         }
+        yield record if cam.class_discriminative else {**record, "explained": None}
 
 
 def _written(stem: Path, picture: Tensor, cam: np.ndarray, record: dict[str, Any]) -> bool:
@@ -153,11 +173,11 @@ def _written(stem: Path, picture: Tensor, cam: np.ndarray, record: dict[str, Any
 
 def _layers(options: argparse.Namespace) -> int:
     from fastcam.layers import layer_table, suggest
-    from fastcam.models import input_channels, load_model
+    from fastcam.models import input_channels
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shapes do not depend on weights
-        loaded = load_model(options.model, options.weights, options.size)
+        loaded = _load(options)
     model = loaded.model.to(options.device, DTYPES[options.dtype])
     side = loaded.preprocess.crop or 224
     x = torch.rand(1, input_channels(model), side, side, device=options.device, dtype=DTYPES[options.dtype])
@@ -194,8 +214,11 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _spare_the_inputs(paths: Sequence[Path], out: Path, names: dict[Path, str]) -> None:
-    """Fail before a result is written over an image that is to be explained."""
+def _keep_apart(options: argparse.Namespace, paths: Sequence[Path], names: dict[Path, str]) -> None:
+    """Fail before a result is written over an image that is to be explained, or among a folder of them."""
+    out = options.out
+    if out.resolve() in {Path(given).resolve() for given in options.images}:
+        raise ValueError(f"the results would lie among the images in {out}: choose another --out, {out / 'maps'} say")
     inputs = {path.resolve() for path in paths}
     for name in names.values():
         if (out / f"{name}.png").resolve() in inputs:
@@ -227,10 +250,16 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be numbers, comma-separated, got {text!r}") from error
 
 
 def _default_device() -> str:

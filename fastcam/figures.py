@@ -63,6 +63,8 @@ def _colours(levels: np.ndarray, colormap: str) -> np.ndarray:
     if colormap == "jet":
         position = 4 * (levels.astype(np.float32) + 0.5) / 256
         return np.clip(1.5 - np.abs(position[..., None] - np.array([3, 2, 1], np.float32)), 0, 1)
+    if colormap not in matplotlib.colormaps:
+        raise ValueError(f"colormap must be a name that matplotlib knows, got {colormap!r}")
     return np.asarray(matplotlib.colormaps[colormap](levels))[..., :3]
 
 
@@ -76,5 +78,8 @@ def _pixels(image: Any) -> np.ndarray:
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
         raise ValueError(f"image must be (H, W), (H, W, 1 or 3) or a tensor (1 or 3, H, W), got {pixels.shape}")
     if pixels.min() < 0 or pixels.max() > 1:
-        raise ValueError(f"image must be in [0, 1], got {pixels.min()} to {pixels.max()}")
+        raise ValueError(
+            f"image must be in [0, 1] or uint8, got {pixels.min():.3g} to {pixels.max():.3g}: "
+            "pass the picture itself, not the normalised input"
+        )
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

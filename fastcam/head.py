@@ -69,6 +69,6 @@ def _name(node: Any) -> str:
 
 def _no_head(node: Any) -> ValueError:
     return ValueError(
-        "CAM needs a network in which only global average pooling and one linear layer follow the target layer; "
-        f"found {_name(node)} between it and the logits: use GradCAM, which is the same map there and works anywhere"
+        "CAM needs global average pooling and one linear layer directly behind the target layer, and something else is "
+        f"there (at {_name(node)}): choose the layer that is pooled, or GradCAM, which works at any layer"
     )

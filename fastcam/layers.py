@@ -7,13 +7,13 @@ import fnmatch
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastcam.record import call, evaluation, hooked, to_device_of, unwrap
+from fastcam.record import call, check_input, evaluation, hooked, to_device_of, unwrap
 
 Layers = Any  # None | nn.Module | str | list of nn.Module and str
 
@@ -35,7 +35,7 @@ class Layer:
     """
 
     name: str
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     shape: tuple[int, ...] | None
     order: int
 
@@ -97,8 +97,12 @@ def layer_name(model: nn.Module, module: nn.Module) -> str:
 
 
 def layer_table(model: nn.Module, x: Tensor) -> list[Layer]:
-    """Every module of the model with the shape of its output, from one forward pass of `x`, in order of their names."""
+    """Every module of the model as one forward pass of `x` (B, k, H, W) sees it, in the model's order.
+
+    Rows have `.name`, `.module`, `.shape` of the output (None without a tensor) and `.order` of the call (-1: not run).
+    """
     net = unwrap(model)
+    check_input(x)
     seen: dict[nn.Module, tuple[tuple[int, ...] | None, int]] = {}
 
     def note(module: nn.Module, output: Any) -> None:

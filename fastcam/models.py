@@ -26,12 +26,21 @@ class Loaded:
     categories: Sequence[str] | None = None
 
 
-def load_model(name: str, weights: str | None = None, size: int | None = None) -> Loaded:
+def load_model(
+    name: str,
+    weights: str | None = None,
+    size: int | None = None,
+    resize: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Loaded:
     """The model `name`, a torchvision name or `package.module:callable`.
 
-    weights   a torchvision name such as "DEFAULT", or a file with a state_dict (read with `weights_only=True`);
-              None leaves a torchvision model random, with a warning
-    size      side of the square input in pixels; None takes the weights' own, or 224
+    weights     a torchvision name such as "DEFAULT", or a file with a state_dict (read with `weights_only=True`);
+                None leaves a torchvision model random, with a warning
+    size        side of the square input in pixels; None takes the weights' own, or 224
+    resize      the short side before the centre is cropped to `size`; None takes size * 256 / 224
+    mean, std   for images in [0, 1], one value or one a channel; None takes the weights' own, or ImageNet's
     Raises ValueError for unknown names and weights that do not fit, ImportError where a package is missing.
     """
     from_file = weights is not None and os.path.exists(weights)
@@ -51,8 +60,23 @@ def load_model(name: str, weights: str | None = None, size: int | None = None) -
     preprocess = Preprocess() if entry is None else _preprocess_of(entry)
     if size is not None:
         preprocess = replace(preprocess, resize=round(size * 256 / 224), crop=size)
+    if resize is not None:
+        preprocess = replace(preprocess, resize=resize)
+    preprocess = preprocess.for_channels(input_channels(model))
+    channels = len(preprocess.mean)
+    preprocess = replace(
+        preprocess,
+        mean=preprocess.mean if mean is None else _a_channel(mean, channels, "mean"),
+        std=preprocess.std if std is None else _a_channel(std, channels, "std"),
+    )
     categories = None if entry is None else entry.meta.get("categories")
-    return Loaded(model.eval(), preprocess.for_channels(input_channels(model)), categories)
+    return Loaded(model.eval(), preprocess, categories)
+
+
+def _a_channel(values: Sequence[float], channels: int, name: str) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        raise ValueError(f"{name} must be one value or {channels}, got {len(values)}")
+    return tuple(values) * (channels // len(values))
 
 
 def input_channels(model: nn.Module) -> int:
@@ -117,7 +141,10 @@ def _load_file(model: nn.Module, path: str) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises its own, pickle's and zip's
-        raise ValueError(f"weights {path} cannot be read as a state_dict: {error}") from error
+        raise ValueError(
+            f"weights {path} cannot be read as a state_dict ({type(error).__name__}): "
+            "save model.state_dict(), not the model"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -130,4 +157,5 @@ def _load_file(model: nn.Module, path: str) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"weights {path} do not fit {type(model).__name__}: {error}") from error
+        reason = str(error) if len(str(error)) < 400 else str(error)[:400] + " ..."
+        raise ValueError(f"weights {path} do not fit {type(model).__name__}, another --model? {reason}") from error

@@ -35,6 +35,17 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def check_input(x: Any) -> None:
+    """TypeError unless x is a floating-point tensor with batch and channels, ValueError if it is empty."""
+    if not isinstance(x, Tensor):
+        hint = "; torch.from_numpy(x).float() makes one" if type(x).__name__ == "ndarray" else ""
+        raise TypeError(f"input_tensor must be a tensor (B, k, H, W), got {type(x).__name__}{hint}")
+    if x.ndim < 3 or not x.is_floating_point():
+        raise TypeError(f"input_tensor must be a floating-point tensor (B, k, H, W), got {x.dtype} {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"input_tensor is an empty batch: shape {tuple(x.shape)}")
+
+
 def to_device_of(net: nn.Module, x: Tensor) -> Tensor:
     """`x` on the device of the model's first parameter or buffer, otherwise as it is."""
     for t in (*net.parameters(), *net.buffers()):
@@ -87,19 +98,31 @@ def hooked(modules: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
 
 
 def call(net: nn.Module, x: Tensor) -> Any:
-    """`net(x)`, uncompiled, with a clear error for the most common mistake, a wrong number of channels."""
+    """`net(x)`, uncompiled, with a clear error for the most common mistakes: channels, batch dimension, type."""
     try:
         # Hooks added after a compilation are ignored by compiled code.
         return net._call_impl(x) if getattr(net, "_compiled_call_impl", None) else net(x)
-    except RuntimeError as error:
-        first = next((m for m in net.modules() if isinstance(m, _CONVOLUTIONS)), None)
-        mismatch = "channels" in str(error) and x.ndim > 2
-        if mismatch and first is not None and x.shape[1] != first.in_channels:
-            raise ValueError(
-                f"the model's first convolution takes {first.in_channels} channels, "
-                f"input_tensor has {x.shape[1]}: {tuple(x.shape)}"
-            ) from error
+    except (RuntimeError, ValueError) as error:
+        if (mistake := _mistake(net, x, str(error))) is not None:
+            raise ValueError(mistake) from error
         raise
+
+
+def _mistake(net: nn.Module, x: Tensor, message: str) -> str | None:
+    """What is wrong with an input that the model answered with this message, if it is one of the usual things."""
+    first = next((m for m in net.modules() if isinstance(m, _CONVOLUTIONS)), None)
+    if first is None:
+        return None
+    if x.ndim < first.weight.ndim:
+        return f"input_tensor has no batch dimension: {tuple(x.shape)}; pass x[None]"
+    if "channels" in message and x.shape[1] != first.in_channels:
+        return (
+            f"the model's first convolution takes {first.in_channels} channels, "
+            f"input_tensor has {x.shape[1]}: {tuple(x.shape)}"
+        )
+    if x.dtype != first.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        return f"input_tensor is {x.dtype}, the model {first.weight.dtype}: pass x.to({first.weight.dtype})"
+    return None
 
 
 class Run:

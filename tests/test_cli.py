@@ -53,11 +53,20 @@ def test_explain_writes_picture_map_and_record(photos, tmp_path):
     assert record["image"] == str(photos / "b.jpg") and record["dtype"] == "fp32"
 
 
-def test_explain_defaults_and_options(photos, tmp_path):
+def test_explain_defaults_and_options(photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert explain(photos / "a.png", "--method", "eigencam", "--dtype", "bf16", "--out", out) == 0
     record = json.loads((out / "a.json").read_text())
-    assert record["layer"] == ["tail"] and record["explained"] == record["predicted"]
+    assert record["layer"] == ["tail"] and record["explained"] is None
+    assert explain(photos / "a.png", "--method", "eigencam", "--target", 99, "--out", out) == 0
+    assert "eigencam does not depend on the class, --target is ignored" in capsys.readouterr().err
+    assert explain(photos / "a.png", "--resize", 32, "--mean", 0, "--std", 1, "--out", out) == 0
+    record = json.loads((out / "a.json").read_text())
+    assert record["preprocess"] == {
+        **{"resize": 32, "crop": 32, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear"}
+    }
+    x, _ = Preprocess(32, 32, (0, 0, 0), (1, 1, 1))(photos / "a.png")
+    np.testing.assert_allclose(np.load(out / "a.npy"), GradCAM(tiny())(x[None])[0], atol=1e-6)
     layers = ("--layer", "body", "--layer", "tail", "--aug-smooth", "--eigen-smooth")
     assert explain(photos / "a.png", *layers, "--out", out) == 0
     assert json.loads((out / "a.json").read_text())["layer"] == ["body", "tail"]
@@ -113,7 +122,7 @@ def test_weights_from_a_file(photos, tmp_path, capsys):
     assert "cannot be read as a state_dict" in capsys.readouterr().err
     torch.save({"other": torch.ones(1)}, tmp_path / "other.pt")
     assert explain(photos, "--weights", tmp_path / "other.pt", "--out", tmp_path / "o") == 2
-    assert "do not fit TinyNet" in capsys.readouterr().err
+    assert "do not fit TinyNet, another --model?" in capsys.readouterr().err
 
 
 def test_torchvision_names(capsys):
@@ -140,12 +149,13 @@ def test_mistakes_in_the_arguments(photos, tmp_path, capsys):
         ([photos, "--out", file / "below"], "cannot be written"),
         ([photos, "--out", tmp_path / "o", "--layer", "bodi"], "no layer 'bodi' in the model TinyNet"),
         ([photos, "--out", tmp_path / "o", "--target", "5"], "target 5 is out of range: the model has 5 classes"),
-        ([photos, "--out", tmp_path / "o", "--method", "eigencam", "--target", "-1"], "target -1 is out of range"),
-        ([photos, "--out", photos], "a.png is an image to explain: choose another --out"),
+        ([photos, "--out", photos], "would lie among the images in"),
+        ([photos / "a.png", "--out", photos], "a.png is an image to explain: choose another --out"),
+        ([photos, "--out", tmp_path / "o", "--mean", "0,0"], "mean must be one value or 3, got 2"),
     ]:
         assert explain(*arguments) == 2
         assert message in capsys.readouterr().err
-    for arguments in (["--batch-size", "0"], ["--method", "nothing"]):
+    for arguments in (["--batch-size", "0"], ["--size", "x"], ["--std", "a"], ["--method", "nothing"]):
         with pytest.raises(SystemExit, match="2"):
             explain(photos, "--out", tmp_path / "o", *arguments)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcam import ops
 from fastcam.layers import channels_last, default_layer, find_layers, layer_name
-from fastcam.record import Run, record
+from fastcam.record import Run, check_input, record
 from fastcam.targets import Targets, find_logits, per_image
 
 Size = Sequence[int] | str | None
@@ -21,16 +21,11 @@ Size = Sequence[int] | str | None
 class BaseCAM:
     """A class activation map method, bound to a model and its target layers.
 
-    model               any torch.nn.Module; it is left exactly as it was, whatever happens in a call
-    target_layers       a module, a name (`"layer4.1"`), an index path (`"layer4[-1]"`), a glob, a list of these, or
-                        None for the last convolutional stage; the maps of several layers are averaged
-    reshape_transform   turns a layer's output into `(B, C, h, w)`, for token layers say
-    sign                of a principal component (EigenCAM, EigenGradCAM, eigen_smooth): "activation" correlates
-                        with the mean over channels, "lapack" is the choice of pytorch-grad-cam on a CPU
-    outputs             the logits of the last call, detached; None after a run that was stopped early
+    After a call `outputs` holds the logits, detached; None after a run that was stopped early.
     """
 
     uses_gradients = True
+    class_discriminative = True  # whether the map depends on the target
 
     def __init__(
         self,
@@ -40,6 +35,16 @@ class BaseCAM:
         *,
         sign: str = "activation",
     ) -> None:
+        """Bind the method to a model; nothing runs yet.
+
+        model               any torch.nn.Module; it is left exactly as it was, whatever happens in a call
+        target_layers       a module, a name (`"layer4.1"`), an index path (`"layer4[-1]"`), a glob, a list of these,
+                            or None for the last convolutional stage; the maps of several layers are averaged
+        reshape_transform   turns a layer's output into `(B, C, h, w)`, for token layers say
+        sign                of a principal component (EigenCAM, EigenGradCAM, eigen_smooth): "activation" correlates
+                            with the mean over channels, "lapack" is the choice of pytorch-grad-cam on a CPU
+        Raises ValueError for a layer that is not in the model, TypeError for what is no model or no layer.
+        """
         if sign not in ("activation", "lapack"):
             raise ValueError(f'sign must be "activation" or "lapack", got {sign!r}')
         self.model = model
@@ -47,6 +52,7 @@ class BaseCAM:
         self.reshape_transform = reshape_transform
         self.sign = sign
         self.outputs: Tensor | None = None
+        self._with_gradient: set[nn.Module] = set()  # layers at which a gradient other than 0 was seen
 
     def __call__(
         self, input_tensor: Tensor, targets: Targets = None, aug_smooth: bool = False, eigen_smooth: bool = False
@@ -113,12 +119,10 @@ class BaseCAM:
             if not isinstance(t, Tensor) or t.ndim < 3:
                 got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
                 raise ValueError(f"reshape_transform must give (B, C, h, w), got {got} from {shape}")
-        elif t.ndim != run.input.ndim or t.shape[2:].numel() <= 1 or channels_last(layer, shape):
+        elif (advice := _no_space(layer, t, run.input.ndim)) is not None:
+            name = layer_name(self.model, layer)
             raise ValueError(
-                f"the output of target layer {layer_name(self.model, layer)!r}, {shape}, has no spatial extent "
-                "(B, C, h, w): choose another "
-                "layer, or pass a reshape_transform that gives it one, for tokens behind a class token say "
-                "lambda t: t[:, 1:].unflatten(1, (h, w)).movedim(-1, 1)"
+                f"the output of target layer {name!r}, {shape}, has no spatial extent (B, C, h, w): {advice}"
             )
         if len(t) != len(run.input):
             name = layer_name(self.model, layer)
@@ -126,7 +130,7 @@ class BaseCAM:
         return t
 
     def _explain(self, x: Tensor, targets: Targets, aug_smooth: bool, **options: Any) -> Tensor | list[Tensor]:
-        _check_input(x)
+        check_input(x)
         size = options["size"]
         if not (size is None or size == "input" or isinstance(size, Sequence) and not isinstance(size, str)):
             raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
@@ -168,6 +172,20 @@ class BaseCAM:
         return maps if T is None else [_per_target(m, len(x), T) for m in maps]
 
 
+def _no_space(layer: nn.Module, t: Tensor, rank: int) -> str | None:
+    """What to do where a layer's output is no `(B, C, *S)` beside inputs of `rank` dimensions; None if it is one."""
+    if t.ndim == rank and channels_last(layer, t.shape):
+        return "its channels are last, pass reshape_transform=lambda t: t.movedim(-1, 1)"
+    if t.ndim == rank:
+        return None if t.shape[2:].numel() > 1 else "it is a single position, choose an earlier layer or a larger input"
+    if t.ndim == rank - 1 and t.ndim >= 3:
+        return (
+            "if it holds tokens, pass a reshape_transform that lays them out, behind a class token say "
+            "lambda t: t[:, 1:].unflatten(1, (h, w)).movedim(-1, 1)"
+        )
+    return "choose an earlier layer, or pass a reshape_transform that gives it one"
+
+
 def _finished(lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
     if normalize and size is not None:
         return [ops.finish(lows, size)]
@@ -182,11 +200,3 @@ def _per_target(maps: Tensor, batch: int, T: int) -> Tensor:
     if len(maps) == batch * T:
         return maps.unflatten(0, (batch, T))
     return maps.unsqueeze(1).repeat_interleave(T, 1)
-
-
-def _check_input(x: Any) -> None:
-    if not isinstance(x, Tensor) or x.ndim < 3 or not x.is_floating_point():
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"input_tensor must be a floating-point tensor (B, k, H, W), got {got}")
-    if x.numel() == 0:
-        raise ValueError(f"input_tensor is an empty batch: shape {tuple(x.shape)}")

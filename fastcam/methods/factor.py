@@ -20,6 +20,7 @@ class EigenCAM(BaseCAM):
     """
 
     uses_gradients = False
+    class_discriminative = False
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
         if run.output is not None and targets is not None and not are_callables(targets):

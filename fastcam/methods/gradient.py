@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +20,6 @@ class GradientCAM(BaseCAM):
     """map = sum_c W_c A_c, W from the activations A and the gradients G = d target / dA (both `(B, C, *S)`)."""
 
     weighting = ""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        target_layers: Any = None,
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
-        **keywords: Any,
-    ) -> None:
-        super().__init__(model, target_layers, reshape_transform, **keywords)
-        self._alive: set[nn.Module] = set()  # layers at which a gradient other than 0 was seen
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
         A = self.spatial(run, run.activations)
@@ -54,10 +43,10 @@ class GradientCAM(BaseCAM):
     def _warn_if_zero(self, run: Run, gradients: Sequence[Tensor]) -> None:
         """Warn where the gradient is 0 everywhere; a GPU, which would have to wait, is asked until a layer is alive."""
         for layer, G in zip(run.layers, gradients, strict=True):
-            if G.is_cuda and layer in self._alive:
+            if G.is_cuda and layer in self._with_gradient:
                 continue
             if G.any():
-                self._alive.add(layer)
+                self._with_gradient.add(layer)
                 continue
             warnings.warn(
                 f"the gradient of the target is zero everywhere at layer {layer_name(self.model, layer)!r}, "
