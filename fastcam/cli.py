@@ -30,12 +30,13 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 if some images failed, 2 for a mistake in the arguments."""
     options = _parser().parse_args(arguments)
-    warnings.showwarning = lambda message, *_: print(f"fastcam: warning: {message}", file=sys.stderr)
-    try:
-        return options.run(options)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"fastcam: {error}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
+        try:
+            return options.run(options)
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+            _complain(error)
+            return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,7 +116,7 @@ def _explain(options: argparse.Namespace) -> int:
         for (path, _, picture), values, record in zip(images, maps, records, strict=True):
             done += _written(options.out / names[path], picture, values, {"image": str(path), **record, **shared})
     if done < len(paths):
-        print(f"fastcam: {len(paths) - done} of {len(paths)} images failed", file=sys.stderr)
+        _complain(f"{len(paths) - done} of {len(paths)} images failed")
     print(f"wrote {done} overlays, maps and records to {options.out}")
     return 0 if done == len(paths) else 1
 
@@ -173,14 +174,13 @@ def _written(stem: Path, picture: Tensor, cam: np.ndarray, record: dict[str, Any
 
 def _layers(options: argparse.Namespace) -> int:
     from fastcam.layers import layer_table, suggest
-    from fastcam.models import input_channels
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shapes do not depend on weights
         loaded = _load(options)
     model = loaded.model.to(options.device, DTYPES[options.dtype])
     side = loaded.preprocess.crop or 224
-    x = torch.rand(1, input_channels(model), side, side, device=options.device, dtype=DTYPES[options.dtype])
+    x = torch.rand(1, len(loaded.preprocess.mean), side, side, device=options.device, dtype=DTYPES[options.dtype])
     table = layer_table(model, x)
     rows = [
         (r.name, type(r.module).__name__, "not run" if r.order < 0 else "-" if r.shape is None else _times(r.shape))
@@ -226,6 +226,7 @@ def _keep_apart(options: argparse.Namespace, paths: Sequence[Path], names: dict[
 
 
 def _complain(error: object) -> None:
+    """Say it on stderr, whatever characters a file name has."""
     print(f"fastcam: {error}".encode(errors="replace").decode(), file=sys.stderr)
 
 

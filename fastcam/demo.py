@@ -28,7 +28,7 @@ def run(out: Path, device: str = "cpu", scenes: int = 256) -> str:
         layer = demo_layer(name)
         maps[name], rate = _timed(METHODS[name](network, layer), images, labels)
         lines.append(f"{name:<20}{layer:<8}{rate:>10.0f}{pointing_game(maps[name], data.boxes):>15.3f}")
-    lines.append(f"{'chance':<36}{'':>2}{box_share(data.boxes, *images.shape[2:]):>15.3f}")
+    lines.append(f"{'chance':<38}{box_share(data.boxes, *images.shape[2:]):>15.3f}")
     lines.append(_accuracy(network, images, labels))
     lines.append("pointing game: share of scenes in which the map's largest value lies in the digit's box;")
     lines.append("chance: the box's share of the picture; cam is only defined right before global pooling")

@@ -43,7 +43,7 @@ class Layer:
 def find_layers(model: nn.Module, layers: Layers) -> list[nn.Module]:
     """The modules meant: a module of the model, `"layer4.1"`, `"layer4[-1]"`, a glob, or a list of these."""
     net = unwrap(model)
-    if isinstance(layers, list | tuple | nn.ModuleList) and not isinstance(layers, str):
+    if isinstance(layers, list | tuple | nn.ModuleList):
         found = [module for item in layers for module in find_layers(net, item)]
         if not found:
             raise ValueError("target_layers is empty: give at least one layer, or None for the last spatial one")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fastcam.images import Preprocess
+from fastcam.record import first_convolution
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _a_channel(values: Sequence[float], channels: int, name: str) -> tuple[float
 
 def input_channels(model: nn.Module) -> int:
     """The channels of the model's first convolution; 3 for a model without."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    first = first_convolution(model)
     return 3 if first is None else first.in_channels
 
 

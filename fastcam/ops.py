@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -190,8 +191,6 @@ def _oriented(p: Tensor, mean: Tensor) -> Tensor:
 
 def _lapack_component(X: Tensor) -> Tensor:
     """`principal_component` with LAPACK's own sign, an image at a time on the CPU, as the package grad-cam has it."""
-    import numpy as np
-
     B, _, *S = X.shape
     maps = []
     for image in _wide(X.detach()).flatten(2).cpu().numpy():  # (C, N)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 
 Hook = Callable[[nn.Module, Any], Any]  # (module, output) -> another output or None
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _lock = threading.Lock()
 _held: dict[nn.Module, list[Any]] = {}  # module -> [calls under way, its training flag before the first of them]
 
@@ -33,6 +33,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = cast(nn.Module, model._orig_mod)
         else:
             return model
+
+
+def first_convolution(net: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d | None:
+    """The convolution that was registered first, usually the one that takes the input; None without any."""
+    return next((m for m in net.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
 
 
 def check_input(x: Any) -> None:
@@ -102,6 +107,8 @@ def call(net: nn.Module, x: Tensor) -> Any:
     try:
         # Hooks added after a compilation are ignored by compiled code.
         return net._call_impl(x) if getattr(net, "_compiled_call_impl", None) else net(x)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError) as error:
         if (mistake := _mistake(net, x, str(error))) is not None:
             raise ValueError(mistake) from error
@@ -110,7 +117,7 @@ def call(net: nn.Module, x: Tensor) -> Any:
 
 def _mistake(net: nn.Module, x: Tensor, message: str) -> str | None:
     """What is wrong with an input that the model answered with this message, if it is one of the usual things."""
-    first = next((m for m in net.modules() if isinstance(m, _CONVOLUTIONS)), None)
+    first = first_convolution(net)
     if first is None:
         return None
     if x.ndim < first.weight.ndim:
@@ -120,7 +127,7 @@ def _mistake(net: nn.Module, x: Tensor, message: str) -> str | None:
             f"the model's first convolution takes {first.in_channels} channels, "
             f"input_tensor has {x.shape[1]}: {tuple(x.shape)}"
         )
-    if x.dtype != first.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if "type" in message and x.dtype != first.weight.dtype and not torch.is_autocast_enabled(x.device.type):
         return f"input_tensor is {x.dtype}, the model {first.weight.dtype}: pass x.to({first.weight.dtype})"
     return None
 
@@ -273,13 +280,20 @@ def _replaced(output: Any, key: Any, t: Tensor) -> Any:
 
 
 def _carrying_gradient(output: Any) -> list[Tensor]:
-    """The tensors in an output that have a graph."""
-    if isinstance(output, Tensor):
-        return [output] if output.requires_grad else []
-    if isinstance(output, Mapping):
-        items: Iterable[Any] = output.values()
-    elif _is_sequence(output):
-        items = output
-    else:
-        items = vars(output).values() if hasattr(output, "__dict__") else ()
-    return [t for item in items for t in _carrying_gradient(item)]
+    """The tensors that have a graph in an output, whatever holds them: it may be an object, and refer to itself."""
+    found: list[Tensor] = []
+    waiting, seen = [output], set()
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, type | ModuleType | nn.Module):
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            found += [item] if item.requires_grad else []
+        elif isinstance(item, Mapping):
+            waiting.extend(item.values())
+        elif _is_sequence(item):
+            waiting.extend(item)
+        elif hasattr(item, "__dict__"):
+            waiting.extend(vars(item).values())
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import threading
 from dataclasses import dataclass
 
@@ -200,6 +201,31 @@ def test_outputs_of_every_kind(wrap, x):
     cam = HiResCAM(tiny(Wrapped), "body")
     np.testing.assert_array_equal(cam(x, [1, 2, 3]), expected(x, [1, 2, 3]))
     np.testing.assert_allclose(cam.outputs, tiny()(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_an_output_that_refers_to_itself(x):
+    class Kind(enum.Enum):
+        A = 1
+
+    class Result:
+        def __init__(self, logits):
+            self.itself, self.kind, self.home = [self], Kind.A, threading
+            self.logits = logits
+
+    class Wrapped(TinyNet):
+        def forward(self, x):
+            return Result(super().forward(x))
+
+    np.testing.assert_array_equal(HiResCAM(tiny(Wrapped), "body")(x), expected(x))
+
+
+def test_running_out_of_memory_stays_what_it_is(x):
+    class Full(TinyNet):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("for this dtype")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        HiResCAM(tiny(Full), "body")(x.double())
 
 
 def test_wrappers_are_unwrapped(x):

@@ -122,14 +122,14 @@ class LayerCAM(GradientCAM):
     weighting = "layercam"
 
 
-class EigenGradCAM(GradientCAM):
+class EigenGradCAM(HiResCAM):
     """EigenCAM's projection of G A: class-discriminative where EigenCAM is not.
 
-    map = first principal component of (G A), see `EigenCAM`
+    map = first principal component of (G A), see `EigenCAM`; `eigen_smooth` changes nothing
     """
 
     def low_map(self, A: Tensor, G: Tensor, eigen_smooth: bool) -> Tensor:
-        return ops.principal_component(ops.weighted_activations(A, G, "hirescam"), self.sign)
+        return super().low_map(A, G, eigen_smooth=True)
 
 
 class CAM(BaseCAM):
