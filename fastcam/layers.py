@@ -179,6 +179,11 @@ def channels_last(layer: nn.Module, shape: Sequence[int]) -> bool:
     return type(ends[-1]) is nn.LayerNorm and shape[-1] == ends[-1].normalized_shape[-1]
 
 
+def channel_axis(layer: nn.Module, shape: Sequence[int], rank: int) -> int:
+    """Where the channels are in a layer's output beside inputs of `rank` dimensions: 1 or, in tokens say, -1."""
+    return 1 if len(shape) == rank and not channels_last(layer, shape) else -1
+
+
 def _is_spatial(row: Layer, rank: int) -> bool:
     return row.shape is not None and len(row.shape) == rank and torch.Size(row.shape[2:]).numel() > 1
 

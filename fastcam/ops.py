@@ -29,7 +29,7 @@ def channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
                                                                                (Chattopadhay et al. 2018)
     xgradcam   w_c = sum_ij G A / (sum_ij A + 1e-7)                            (Fu et al. 2020)
     """
-    A, G = _wide(A).flatten(2), _wide(G).flatten(2)  # (B, C, N)
+    A, G = wide(A).flatten(2), wide(G).flatten(2)  # (B, C, N)
     if weighting == "gradcam":
         return G.mean(2)
     if weighting == "xgradcam":
@@ -49,7 +49,7 @@ def weighted_activations(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     gradcamelementwise             relu(G A)
     layercam                       relu(G) A        (Jiang et al. 2021)
     """
-    A, G = _wide(A), _wide(G)
+    A, G = wide(A), wide(G)
     if weighting == "hirescam":
         return G * A
     if weighting == "gradcamelementwise":
@@ -67,7 +67,7 @@ def channel_sum(A: Tensor, weights: Tensor) -> Tensor:
         from fastcam.kernels import channel_reduce
 
         return channel_reduce.channel_sum(A, weights)
-    A = _wide(A)
+    A = wide(A)
     return torch.bmm(weights.to(A.dtype).unsqueeze(1), A.flatten(2)).view(A.shape[0], 1, *A.shape[2:])
 
 
@@ -88,6 +88,39 @@ def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     if weighting in CHANNELWISE:
         return channel_sum(A, channel_weights(A, G, weighting))
     return weighted_activations(A, G, weighting).sum(1, keepdim=True)
+
+
+def masked_inputs(
+    x: Tensor, masks: Tensor, images: Tensor, baseline: Tensor | None = None, align_corners: bool = True
+) -> Tensor:
+    """Images seen through masks, `(N, k, *S)` in the type and memory format of x: the n-th is image b = images[n].
+
+    m_n = (u - min u) / (max u - min u + 1e-8), u the n-th mask resized to S;  x_b m_n + baseline_b (1 - m_n)
+
+    x               `(B, k, *S)`
+    masks           `(N, *s)`, any float type; a constant mask becomes 0
+    images          `(N,)`, the image that each mask is for
+    baseline        what is seen where a mask is 0, as x; None: zeros
+    align_corners   of the (bi, tri)linear resize; True as in ScoreCAM (Wang et al. 2020) in pytorch-grad-cam
+    """
+    if masks.ndim != x.ndim - 1 or masks.ndim > 4:
+        raise ValueError(f"masks must be (N, *s) of {x.ndim - 2} spatial dimensions, got {tuple(masks.shape)}")
+    if _on_kernel(x) and x.ndim == 4:
+        from fastcam.kernels import masked_inputs as kernel
+
+        return kernel.masked_inputs(x, masks, images, baseline, align_corners)
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[masks.ndim - 1]
+    m = F.interpolate(wide(masks).unsqueeze(1), x.shape[2:], mode=mode, align_corners=align_corners)  # (N, 1, *S)
+    dims = tuple(range(1, m.ndim))
+    m -= m.amin(dims, keepdim=True)
+    m /= m.amax(dims, keepdim=True) + 1e-8
+    low = masks.flatten(1)
+    m.masked_fill_((low.amax(1) == low.amin(1)).view(-1, *[1] * len(dims)), 0)  # not the resize's rounding
+    rows = wide(x)[images] * m
+    if baseline is not None:
+        rows += wide(baseline)[images] * (1 - m)
+    last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return rows.to(x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -140,7 +173,7 @@ def principal_component(X: Tensor, sign: str = "activation") -> Tensor:
 
         return kernel.principal_component(X)
     B, C, *S = X.shape
-    X = _wide(X).flatten(2)  # (B, C, N)
+    X = wide(X).flatten(2)  # (B, C, N)
     X = torch.where(X.isnan(), 0, X)
     # The Gram matrix holds squares, which leave fp32's range long before the values do; a power of two rounds nothing.
     exponent = torch.frexp(X.abs().amax((1, 2), keepdim=True)).exponent  # (B, 1, 1)
@@ -193,14 +226,14 @@ def _lapack_component(X: Tensor) -> Tensor:
     """`principal_component` with LAPACK's own sign, an image at a time on the CPU, as the package grad-cam has it."""
     B, _, *S = X.shape
     maps = []
-    for image in _wide(X.detach()).flatten(2).cpu().numpy():  # (C, N)
+    for image in wide(X.detach()).flatten(2).cpu().numpy():  # (C, N)
         points = np.where(np.isnan(image), 0, image).T  # (N, C)
         points = points - points.mean(axis=0)
         maps.append(points @ np.linalg.svd(points, full_matrices=False)[2][0])
     return torch.from_numpy(np.stack(maps)).to(X.device).view(B, 1, *S)
 
 
-def _wide(t: Tensor) -> Tensor:
+def wide(t: Tensor) -> Tensor:
     """fp16 and bf16 as fp32; wider types as they are."""
     return t if t.dtype in (torch.float32, torch.float64) else t.float()
 

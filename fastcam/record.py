@@ -19,7 +19,7 @@ from torch import Tensor, nn
 Hook = Callable[[nn.Module, Any], Any]  # (module, output) -> another output or None
 
 _lock = threading.Lock()
-_held: dict[nn.Module, list[Any]] = {}  # module -> [calls under way, its training flag before the first of them]
+_held: dict[nn.Module, tuple[bool, set[object]]] = {}  # module -> its training flag, and the calls under way
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -58,34 +58,52 @@ def to_device_of(net: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
+def owned(net: nn.Module, x: Tensor) -> Tensor:
+    """`x` as a run takes it: on the model's device, and no inference tensor."""
+    x = to_device_of(net, x)
+    return x.clone() if x.is_inference() else x
+
+
+def surely(restore: Callable[[], None]) -> None:
+    """`restore()`, which may be repeated, to its end even if a Ctrl-C falls into it."""
+    try:
+        restore()
+    except BaseException:
+        restore()
+        raise
+
+
 @contextmanager
 def evaluation(net: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients off and no inference mode for this thread; all as before at the end.
 
     Several threads may be inside with one model: training flags are counted per module, the last one out restores.
     """
-    modules = list(net.modules())
-    with _lock:
-        for module in modules:
-            _held.setdefault(module, [0, module.training])[0] += 1
-            if module.training:
-                module.training = False
+    modules, this_call = list(net.modules()), object()
     # An autocast cache filled while gradients are off would hand the caller's own training graph-less weights.
     cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
+
+    def restore() -> None:
         torch.set_autocast_cache_enabled(cached)
         with _lock:
             for module in modules:
-                held = _held[module]
-                held[0] -= 1
-                if held[0] == 0:
+                training, calls = _held.get(module, (False, set()))
+                calls.discard(this_call)
+                if module in _held and not calls:
+                    module.training = training
                     del _held[module]
-                    if held[1]:
-                        module.training = True
+
+    try:
+        torch.set_autocast_cache_enabled(False)
+        with _lock:
+            for module in modules:
+                _held.setdefault(module, (module.training, set()))[1].add(this_call)
+                if module.training:
+                    module.training = False
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        surely(restore)
 
 
 @contextmanager
@@ -203,8 +221,7 @@ def record(
     """
     net = unwrap(model)
     with evaluation(net), ExitStack() as stack:
-        x = to_device_of(net, x)
-        x = x.clone() if x.is_inference() else x
+        x = owned(net, x)
         forward = partial(_forward, net, layers, x, gradients, complete, stack)
         with torch.no_grad():  # which a hook ends at the first target layer
             run = forward()
@@ -229,7 +246,7 @@ def _forward(
     def keep(module: nn.Module, output: Any) -> Any:
         if module in recorded:  # a module called twice: its first call counts
             return None
-        tensor, put_back = _first_tensor(module, output)
+        tensor, put_back = first_tensor(module, output)
         if gradients:
             if torch.is_inference_mode_enabled():  # inside the model's own forward; left when the run ends
                 stack.enter_context(torch.inference_mode(False))
@@ -246,18 +263,23 @@ def _forward(
             output = call(net, x)
         except _Stop:
             output = None
-    if len(recorded) < len(wanted):
-        names = {m: n for n, m in net.named_modules()}
-        missing = [names.get(m, type(m).__name__) for m in layers if m not in recorded]
-        raise ValueError(f"target layer {', '.join(map(repr, missing))} did not run in this forward pass")
+    check_ran(net, layers, recorded)
     return Run(layers, x, recorded, output)
+
+
+def check_ran(net: nn.Module, layers: Sequence[nn.Module], recorded: Mapping[nn.Module, Tensor]) -> None:
+    """ValueError if one of the layers left no activation."""
+    if missing := [layer for layer in layers if layer not in recorded]:
+        names = {m: n for n, m in net.named_modules()}
+        listed = ", ".join(repr(names.get(m, type(m).__name__)) for m in missing)
+        raise ValueError(f"target layer {listed} did not run in this forward pass")
 
 
 class _Stop(BaseException):
     """Ends a forward pass early; no Exception, so that a model's own `except Exception` lets it through."""
 
 
-def _first_tensor(module: nn.Module, output: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+def first_tensor(module: nn.Module, output: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """A layer's output, or the first floating-point tensor in it, and how to put another in its place."""
     if isinstance(output, Tensor) and output.is_floating_point():
         return output, lambda t: t

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcam.rows import Rows
+
 Targets = Any  # None | int | list[int] | LongTensor (B,) or (B, T) | callable | list of callables
 
 
@@ -110,12 +112,52 @@ def scores(output: Any, targets: Targets, batch: int) -> Tensor:
         _check_rows(logits, batch)
         indices = class_indices(targets, logits)
         return logits.gather(1, indices.view(batch, -1)).view(indices.shape)
-    calls = [targets] if callable(targets) else list(targets)
-    if len(calls) not in (1, batch):
-        raise ValueError(f"targets must be one or {batch} for {batch} images, got {len(calls)}")
-    rows = output if _is_per_image(output, batch) else logits_of(output)
-    _check_rows(rows, batch)
-    return torch.stack([_scalar(t, row) for t, row in zip(calls * (batch // len(calls)), rows, strict=True)])
+    rows = _rows_of(output, batch)
+    return torch.stack([_scalar(t, row) for t, row in zip(_calls(targets, batch), rows, strict=True)])
+
+
+def row_scores(targets: Targets, output: Any, batch: int, probability: bool = False) -> Callable[[Any, Rows], Tensor]:
+    """How the rows made from a batch of images are scored: a function of the model's output for them, and the rows.
+
+    It gives `(N, T)` in at least fp32, for each of the N rows the scores of its image's T targets. Predicted classes
+    are those of `output`, the model's for the images.
+    probability   softmax before a class is picked; callables are taken as they are
+    """
+    if not are_callables(targets):
+        logits = logits_of(output)
+        _check_rows(logits, batch)
+        indices = class_indices(targets, logits).view(batch, -1)  # (B, T)
+
+        def by_class(rows_output: Any, rows: Rows) -> Tensor:
+            values = _wide(logits_of(rows_output))
+            _check_rows(values, len(rows.images))
+            return (values.softmax(1) if probability else values).gather(1, indices[rows.images])
+
+        return by_class
+    calls = _calls(targets, batch)
+
+    def by_callable(rows_output: Any, rows: Rows) -> Tensor:
+        N = len(rows.images)
+        images = rows.images.tolist() if rows.only is None else [rows.only] * N
+        values = [_scalar(calls[i], row) for i, row in zip(images, _rows_of(rows_output, N), strict=True)]
+        return _wide(torch.stack(values).unsqueeze(1))
+
+    return by_callable
+
+
+def part_of(targets: Targets, start: int, stop: int, batch: int) -> Targets:
+    """The targets of images start to stop of a batch; one target serves all."""
+    if targets is None or callable(targets):
+        return targets
+    if not isinstance(targets, list | tuple):
+        targets = _as_indices(targets)
+        if targets.ndim == 0:
+            return targets
+    if len(targets) == 1:
+        return targets
+    if len(targets) != batch:
+        raise ValueError(f"targets must be one or {batch} for {batch} images, got {len(targets)}")
+    return targets[start:stop]
 
 
 def are_callables(targets: Targets) -> bool:
@@ -154,9 +196,29 @@ def _is_per_image(output: Any, batch: int) -> bool:
     return isinstance(output, list) or not (isinstance(first, Tensor) and first.ndim > 1 and len(first) == batch)
 
 
+def _rows_of(output: Any, batch: int) -> Any:
+    """What callables are called with: an output a row."""
+    rows = output if _is_per_image(output, batch) else logits_of(output)
+    _check_rows(rows, batch)
+    return rows
+
+
+def _calls(targets: Targets, batch: int) -> list[Callable[[Any], Tensor]]:
+    """A callable an image."""
+    calls = [targets] if callable(targets) else list(targets)
+    if len(calls) not in (1, batch):
+        raise ValueError(f"targets must be one or {batch} for {batch} images, got {len(calls)}")
+    return calls * (batch // len(calls))
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
 def _check_rows(rows: Any, batch: int) -> None:
-    if len(rows) != batch:
-        raise ValueError(f"the model gives {len(rows)} outputs for {batch} images")
+    if isinstance(rows, Tensor) and rows.ndim == 0 or len(rows) != batch:
+        given = "a scalar" if isinstance(rows, Tensor) and rows.ndim == 0 else f"{len(rows)} outputs"
+        raise ValueError(f"the model gives {given} for {batch} images")
 
 
 def _scalar(target: Callable[[Any], Tensor], row: Any) -> Tensor:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = tl.constexpr(1024)
+from fastcam.kernels.resampling import BLOCK, extremes, mix, sampled, samples, source, wider
 
 
 def finish(low_maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
@@ -32,7 +32,7 @@ def finish(low_maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     for P, h, w in (maps.shape[1:] for maps in low_maps):
         layers.append((P, h, w, h * w, read, kept))
         read, kept = read + P * h * w, kept + h * w
-    rows, columns = _samples([h for _, h, *_ in layers], H), _samples([w for _, _, w, *_ in layers], W)
+    rows, columns = samples([h for _, h, *_ in layers], H), samples([w for _, _, w, *_ in layers], W)
     pixels = min(max(triton.next_power_of_2(rows[0] * columns[0] // 4), 1024), 16384)  # about 4 samples a pixel at most
     programs = B * triton.cdiv(H * W, pixels)
     scratch = torch.empty((programs, kept), dtype=torch.float32, device=low.device)
@@ -43,62 +43,19 @@ def finish(low_maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     return finished
 
 
-def _samples(sizes: Sequence[int], resized: int) -> tuple[int, ...]:
-    """How many pixels to sample along a dimension, and the sizes to sample by, none for every pixel."""
-    samples = 2 * sum(set(sizes))
-    return (samples, *sorted(set(sizes))) if samples < resized else (resized,)
-
-
-@triton.jit
-def _sampled(i, SAMPLES: tl.constexpr, RESIZED: tl.constexpr):
-    """The i-th pixel to sample along a dimension: of each size, the last before and the first from a low centre on."""
-    pixel = i
-    for s in tl.static_range(1, len(SAMPLES)):
-        first = (2 * RESIZED * (i // 2) + RESIZED + SAMPLES[s] - 1) // (2 * SAMPLES[s])
-        pixel = tl.where(i >= 0, tl.minimum(tl.maximum(first - i % 2, 0), RESIZED - 1), pixel)
-        i -= 2 * SAMPLES[s]
-    return pixel
-
-
-@triton.jit
-def _source(i, LOW: tl.constexpr, RESIZED: tl.constexpr):
-    """The two low pixels that pixel i mixes, and the share of the second."""
-    position = tl.maximum(tl.fma(i.to(tl.float32) + 0.5, LOW / RESIZED, -0.5), 0.0)
-    first = position.to(tl.int32)
-    return first, tl.minimum(first + 1, LOW - 1), position - first.to(tl.float32)
-
-
-@triton.jit
-def _mix(first, second, share):
-    return tl.fma(share, second, (1 - share) * first)
-
-
 @triton.jit
 def _fused(scratch, y, x, inside, LAYERS: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
     """The sum of the resized layers at pixels (y, x)."""
     total = tl.zeros([BLOCK], tl.float32)
     for layer in tl.static_range(len(LAYERS)):
-        top, bottom, down = _source(y, LAYERS[layer][1], H)
-        left, right, along = _source(x, LAYERS[layer][2], W)
+        top, bottom, down = source(y, LAYERS[layer][1], H, False)
+        left, right, along = source(x, LAYERS[layer][2], W, False)
         above = scratch + LAYERS[layer][5] + top * LAYERS[layer][2]
         below = scratch + LAYERS[layer][5] + bottom * LAYERS[layer][2]
-        upper = _mix(tl.load(above + left, inside, 0), tl.load(above + right, inside, 0), along)
-        lower = _mix(tl.load(below + left, inside, 0), tl.load(below + right, inside, 0), along)
-        total += _mix(upper, lower, down)
+        upper = mix(tl.load(above + left, inside, 0), tl.load(above + right, inside, 0), along)
+        lower = mix(tl.load(below + left, inside, 0), tl.load(below + right, inside, 0), along)
+        total += mix(upper, lower, down)
     return total
-
-
-@triton.jit
-def _wider(low, high, values, inside):
-    """Running extremes, lane by lane; a NaN stays in both."""
-    low = tl.minimum(low, tl.where(inside, values, float("inf")), propagate_nan=tl.PropagateNan.ALL)
-    return low, tl.maximum(high, tl.where(inside, values, -float("inf")), propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _extremes(low, high):
-    """(min, max) over the lanes; (NaN, max) if one is NaN, which a reduction alone would pass over."""
-    return tl.where(tl.max((low != low).to(tl.int32), 0) > 0, float("nan"), tl.min(low, 0)), tl.max(high, 0)
 
 
 @triton.jit
@@ -116,8 +73,8 @@ def _normalize(low, scratch, P: tl.constexpr, N: tl.constexpr):
     lowest, highest = tl.full([BLOCK], float("inf"), tl.float32), tl.full([BLOCK], -float("inf"), tl.float32)
     for start in range(0, N, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        lowest, highest = _wider(lowest, highest, _summed(low, i, P, N), i < N)
-    lowest, highest = _extremes(lowest, highest)
+        lowest, highest = wider(lowest, highest, _summed(low, i, P, N), i < N)
+    lowest, highest = extremes(lowest, highest)
     for start in range(0, N, BLOCK):
         i = start + tl.arange(0, BLOCK)
         tl.store(scratch + i, tl.div_rn(_summed(low, i, P, N) - lowest, 1e-7 + (highest - lowest)), mask=i < N)
@@ -139,9 +96,9 @@ def _finish_kernel(
     for start in range(0, ROWS[0] * COLUMNS[0], BLOCK):
         i = start + tl.arange(0, BLOCK)
         inside = i < ROWS[0] * COLUMNS[0]
-        y, x = _sampled(i // COLUMNS[0], ROWS, H), _sampled(i % COLUMNS[0], COLUMNS, W)
-        lowest, highest = _wider(lowest, highest, _fused(scratch, y, x, inside, LAYERS, H, W), inside)
-    lowest, highest = _extremes(lowest, highest)
+        y, x = sampled(i // COLUMNS[0], ROWS, H, False), sampled(i % COLUMNS[0], COLUMNS, W, False)
+        lowest, highest = wider(lowest, highest, _fused(scratch, y, x, inside, LAYERS, H, W), inside)
+    lowest, highest = extremes(lowest, highest)
     for start in range(0, PIXELS, BLOCK):
         i = tile * PIXELS + start + tl.arange(0, BLOCK)
         v = _fused(scratch, i // W, i % W, i < H * W, LAYERS, H, W) - lowest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fastcam import ops
 from fastcam.layers import channels_last, default_layer, find_layers, layer_name
 from fastcam.record import Run, check_input, record
-from fastcam.targets import Targets, find_logits, per_image
+from fastcam.targets import Targets, find_logits, part_of, per_image
 
 Size = Sequence[int] | str | None
 
@@ -31,7 +32,7 @@ class BaseCAM:
         self,
         model: nn.Module,
         target_layers: Any = None,
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        reshape_transform: Callable[[Any], Tensor] | None = None,
         *,
         sign: str = "activation",
     ) -> None:
@@ -88,14 +89,14 @@ class BaseCAM:
         normalize   ReLU and min-max to [0, 1]; False gives signed values in the method's own unit
         size        "input" for the input's `(H, W)`, a size, or None for the layer's own; with several layers of
                     their own size the result is a list, a tensor per layer
-        Arguments and shapes otherwise as in a call. A method without gradients stops the model at the last layer.
+        Arguments and shapes otherwise as in a call. A method that looks at no class stops the model at the last layer.
         """
         return self._explain(
             *(input_tensor, targets, aug_smooth),
             eigen_smooth=eigen_smooth,
             normalize=normalize,
             size=size,
-            complete=self.uses_gradients,
+            complete=self.class_discriminative,
         )
 
     def __enter__(self) -> BaseCAM:
@@ -108,11 +109,28 @@ class BaseCAM:
         """The low map `(B, P, *S)` of each layer of a run, `(B * T, P, *S)` for targets `(B, T)`."""
         raise NotImplementedError(f"{type(self).__name__} defines no low_maps")
 
+    def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
+        """The run of the model that a call needs."""
+        return record(self.model, layers, x, gradients=self.uses_gradients, complete=complete)
+
+    def at_once(self, images: int) -> int:
+        """How many of the images go into one run of the model: all, unless a method promises to need less memory."""
+        return images
+
+    def weighted_map(self, A: Tensor, weights: Tensor, eigen_smooth: bool) -> Tensor:
+        """The low map of weights `(B * T, C)`, those of an image in a row, for activations `(B, C, *S)`."""
+        if len(weights) > len(A):
+            A = A.repeat_interleave(len(weights) // len(A), 0)
+        if eigen_smooth:
+            return ops.principal_component(A * weights.view(*weights.shape, *[1] * (A.ndim - 2)), self.sign)
+        return ops.channel_sum(A, weights)
+
     def spatial(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
         """A tensor per layer of the run, activations or gradients, as `(B, C, *S)`."""
-        return [self._spatial(run, layer, t) for layer, t in zip(run.layers, tensors, strict=True)]
+        return [self.spatial_of(run, layer, t) for layer, t in zip(run.layers, tensors, strict=True)]
 
-    def _spatial(self, run: Run, layer: nn.Module, t: Tensor) -> Tensor:
+    def spatial_of(self, run: Run, layer: nn.Module, t: Tensor) -> Tensor:
+        """An activation or gradient of one layer as `(B, C, *S)`; ValueError if it has no space."""
         shape = tuple(t.shape)
         if self.reshape_transform is not None:
             t = self.reshape_transform(t)
@@ -153,7 +171,21 @@ class BaseCAM:
         self.outputs = outputs
         return [m / 6 for m in total]
 
-    def _maps(
+    def _maps(self, x: Tensor, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
+        """The maps of each layer, or of all together; in parts of the batch if it is long."""
+        B, step = len(x), self.at_once(len(x))
+        parts, outputs = [], []
+        for start in range(0, B, step):
+            part = targets if step >= B else part_of(targets, start, start + step, B)
+            parts.append(self._maps_of_part(x[start : start + step], layers, part, **options))
+            outputs.append(self.outputs)
+        if len(parts) == 1:
+            return parts[0]
+        logits = [o for o in outputs if o is not None]
+        self.outputs = torch.cat(logits) if len(logits) == len(parts) else None
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    def _maps_of_part(
         self,
         x: Tensor,
         layers: Sequence[nn.Module],
@@ -163,7 +195,7 @@ class BaseCAM:
         size: Sequence[int] | None,
         complete: bool,
     ) -> list[Tensor]:
-        with record(self.model, layers, x, gradients=self.uses_gradients, complete=complete) as run:
+        with self.recorded(x, layers, complete) as run:
             logits = find_logits(run.output)
             self.outputs = None if logits is None else logits.detach()
             lows = self.low_maps(run, targets, eigen_smooth)

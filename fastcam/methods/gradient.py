@@ -149,10 +149,5 @@ class CAM(BaseCAM):
         lows = []
         for layer, A in zip(run.layers, self.spatial(run, run.activations), strict=True):
             weights = linear_head(run.attached(layer), logits)[indices].view(-1, A.shape[1])  # (B * T, C)
-            A = A.repeat_interleave(len(weights) // len(A), 0)
-            lows.append(_channel_component(A, weights, self.sign) if eigen_smooth else ops.channel_sum(A, weights))
+            lows.append(self.weighted_map(A, weights, eigen_smooth))
         return lows
-
-
-def _channel_component(A: Tensor, weights: Tensor, sign: str) -> Tensor:
-    return ops.principal_component(A * weights.view(*weights.shape, *[1] * (A.ndim - 2)), sign)

@@ -1,0 +1,289 @@
+"""Score-CAM and its relatives: the input seen through a mask for each channel, a forward pass for each mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastcam import ops
+from fastcam.methods.perturbation import PerturbationCAM, rows_of
+from fastcam.record import Run, call, unwrap
+from fastcam.rows import Rows
+from fastcam.targets import Targets, row_scores, scores
+
+Score = Callable[[Any, Rows], Tensor]
+
+
+class ScoreCAM(PerturbationCAM):
+    """Score-CAM (Wang et al., CVPR Workshops 2020, arXiv:1910.01279).
+
+    w = softmax_c y(x m_c),  map = sum_c w_c A_c,  m_c = A_c resized to the input and scaled to [0, 1]
+
+    y is the target's score. All channels that are constant have the mask 0 and share one forward pass. The paper
+    subtracts the score of a baseline, which the softmax takes out again.
+
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
+    >>> ScoreCAM(model, "0")(torch.rand(2, 1, 8, 8), targets=1).shape
+    (2, 8, 8)
+    """
+
+    repeats = 1  # how often a mask is scored
+
+    def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
+        score = row_scores(targets, run.output, len(run.input))
+        lows = []
+        for layer, A in zip(run.layers, self.spatial(run, run.activations), strict=True):
+            chosen = self.chosen(run, layer, A, targets)
+            weights = self._weights(layer, run.input, A, chosen, score)  # (B, T, C)
+            lows.append(self.weighted_map(A, weights.flatten(0, 1).to(ops.wide(A).dtype), eigen_smooth))
+        return lows
+
+    def chosen(self, run: Run, layer: nn.Module, A: Tensor, targets: Targets) -> Tensor:
+        """Which channels are scored, `(B, C)`; the others get the weight 0."""
+        return torch.ones(A.shape[:2], dtype=torch.bool, device=A.device)
+
+    def varied(self, batch: Tensor, x: Tensor, images: Tensor, repeat: Tensor) -> Tensor:
+        """The masked batch as it is scored for the given repeats `(N,)`."""
+        return batch
+
+    def _weights(self, layer: nn.Module, x: Tensor, A: Tensor, chosen: Tensor, score: Score) -> Tensor:
+        net, R = unwrap(self.model), self.repeats
+        low = A.flatten(2)
+        constant = chosen & (low.amax(2) == low.amin(2))
+        first = constant & (constant.cumsum(1) == 1)  # of each image, for all its constant channels
+        pairs = (chosen & ~constant | first).nonzero()  # (K, 2), image and channel
+
+        def run(start: int, stop: int) -> Tensor:
+            at = torch.arange(start, stop, device=x.device)
+            images, channels = pairs[at // R].unbind(1)
+            batch = ops.masked_inputs(x, A[images, channels], images)
+            return score(call(net, self.varied(batch, x, images, at % R)), rows_of(images))
+
+        def name(row: int) -> str:
+            image, channel = pairs[row // R].tolist()
+            return f"image {image} masked by channel {channel}"
+
+        scored = self.scores_of(layer, x, len(pairs) * R, run, name)
+        scored = scored.unflatten(0, (-1, R)).mean(1)  # (K, T)
+        of_channel = scored.new_full((*A.shape[:2], scored.shape[1]), -torch.inf)  # (B, C, T)
+        of_channel[tuple(pairs.unbind(1))] = scored
+        shared = torch.where(first.unsqueeze(2), of_channel, -torch.inf).amax(1, keepdim=True)
+        return torch.where(constant.unsqueeze(2), shared, of_channel).softmax(1).movedim(1, 2)
+
+
+class FasterScoreCAM(ScoreCAM):
+    """Score-CAM over the N most telling channels of an image only: N forward passes.
+
+    w = softmax over these N channels, 0 for the others; map as in `ScoreCAM`
+
+    by="variance"   largest variance of A_c over space (Faster-Score-CAM, Kubota, github.com/tabayashi0117/Score-CAM)
+    by="gradient"   largest |w_c| of Grad-CAM, the mean of the gradient (Selvaraju et al., ICCV 2017, arXiv:1610.02391)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Any = None,
+        reshape_transform: Callable[[Any], Tensor] | None = None,
+        *,
+        channels: int = 32,
+        by: str = "variance",
+        **options: Any,
+    ) -> None:
+        """Arguments as in `ScoreCAM`, and the number N of `channels`, all if there are fewer; by, see the class."""
+        super().__init__(model, target_layers, reshape_transform, **options)
+        if by not in ("variance", "gradient"):
+            raise ValueError(f'by must be "variance" or "gradient", got {by!r}')
+        if channels < 1:
+            raise ValueError(f"channels must be 1 or more, got {channels}")
+        self.channels, self.by = channels, by
+        self.uses_gradients = by == "gradient"
+
+    def chosen(self, run: Run, layer: nn.Module, A: Tensor, targets: Targets) -> Tensor:
+        by_variance = self.by == "variance"
+        importance = ops.wide(A).flatten(2).var(2) if by_variance else self._gradient(run, layer, targets)
+        best = importance.topk(min(self.channels, A.shape[1]), dim=1).indices
+        return torch.zeros(A.shape[:2], dtype=torch.bool, device=A.device).scatter(1, best, True)
+
+    def _gradient(self, run: Run, layer: nn.Module, targets: Targets) -> Tensor:
+        """|Grad-CAM's weights| `(B, C)`, summed over the targets of an image."""
+        with torch.enable_grad():
+            columns = scores(run.output, targets, len(run.input)).view(len(run.input), -1).unbind(1)
+        place = run.layers.index(layer)
+        weights = [self.spatial(run, run.gradients(column, keep_graph=True))[place] for column in columns]
+        return torch.stack([ops.wide(G).flatten(2).mean(2).abs() for G in weights]).sum(0)
+
+
+class SSCAM(ScoreCAM):
+    """SS-CAM, Smoothed Score-CAM (Wang et al. 2020, arXiv:2006.14255).
+
+    w = softmax_c mean_i y(x_ci),  map = sum_c w_c A_c, m_c as in `ScoreCAM`
+
+    noise="activation"   x_ci = x (m_c + d_i), d_i ~ N(0, std²) for each pixel
+    noise="input"        x_ci = x m_c + d_i, d_i ~ N(0, std²) for each pixel and channel of x, in the unit of x
+    The same n draws serve all channels and images, so that channels differ by their masks alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Any = None,
+        reshape_transform: Callable[[Any], Tensor] | None = None,
+        *,
+        samples: int = 10,
+        std: float = 2.0,
+        noise: str = "activation",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Arguments as in `ScoreCAM`, the number n of `samples`, `std` and `noise`, see the class, and the `seed`.
+
+        The noise is drawn from a generator of its own; the defaults are the paper's.
+        """
+        super().__init__(model, target_layers, reshape_transform, **options)
+        if noise not in ("activation", "input"):
+            raise ValueError(f'noise must be "activation" or "input", got {noise!r}')
+        if samples < 1 or std < 0:
+            raise ValueError(f"samples must be 1 or more and std not negative, got {samples} and {std}")
+        self.repeats, self.std, self.noise, self.seed = samples, std, noise, seed
+
+    def draws(self, x: Tensor) -> Tensor:
+        """The noise `(n, 1 or k, *S)` for inputs x, the same in each call."""
+        generator = torch.Generator().manual_seed(self.seed)
+        k = x.shape[1] if self.noise == "input" else 1
+        draws = torch.randn(self.repeats, k, *x.shape[2:], generator=generator) * self.std
+        return draws.to(x.device, x.dtype)
+
+    def _weights(self, layer: nn.Module, x: Tensor, A: Tensor, chosen: Tensor, score: Score) -> Tensor:
+        self._draws = self.draws(x)
+        try:
+            return super()._weights(layer, x, A, chosen, score)
+        finally:
+            del self._draws
+
+    def varied(self, batch: Tensor, x: Tensor, images: Tensor, repeat: Tensor) -> Tensor:
+        noise = self._draws[repeat]
+        return batch + (noise if self.noise == "input" else x[images] * noise)
+
+
+class ISCAM(ScoreCAM):
+    """IS-CAM, Integrated Score-CAM (Naidu et al. 2020, arXiv:2010.03023).
+
+    w = softmax_c mean_i y(b_i x m_c), i = 1..n,  b_i = sum_{j <= i} j / n,  map = sum_c w_c A_c, m_c as in `ScoreCAM`
+
+    The masked input grows in steps that add up, as in torch-cam's ISCAM.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Any = None,
+        reshape_transform: Callable[[Any], Tensor] | None = None,
+        *,
+        samples: int = 10,
+        **options: Any,
+    ) -> None:
+        """Arguments as in `ScoreCAM`, and the number n of `samples`."""
+        super().__init__(model, target_layers, reshape_transform, **options)
+        if samples < 1:
+            raise ValueError(f"samples must be 1 or more, got {samples}")
+        self.repeats = samples
+
+    def varied(self, batch: Tensor, x: Tensor, images: Tensor, repeat: Tensor) -> Tensor:
+        i = repeat + 1
+        factor = (i * (i + 1)).to(batch.dtype) / (2 * self.repeats)
+        return batch * factor.view(-1, *[1] * (batch.ndim - 1))
+
+
+class GroupCAM(PerturbationCAM):
+    """Group-CAM (Zhang, Rao and Yang 2021, arXiv:2103.13859): a mask for each group of channels, not for each.
+
+    M_g = relu(sum_{c in g} w_c A_c), w Grad-CAM's weights, values up to the 70th percentile set to 0
+    a_g = p(x m_g + blur(x) (1 - m_g)) - p(blur(x)),  m_g = M_g resized to the input and scaled to [0, 1]
+    map = sum_g a_g (M_g - low_g) / (high_g - low_g), the extremes of the resized M_g
+
+    p is the target's probability (softmax; callables are taken as they are). Neighbouring channels make a group, as
+    in the authors' code; a constant M_g counts nothing. blur: Gaussian, 51 pixels wide, standard deviation 50.
+    """
+
+    uses_gradients = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Any = None,
+        reshape_transform: Callable[[Any], Tensor] | None = None,
+        *,
+        groups: int = 32,
+        **options: Any,
+    ) -> None:
+        """Arguments as in `ScoreCAM`, and the number of `groups`."""
+        super().__init__(model, target_layers, reshape_transform, **options)
+        if groups < 1:
+            raise ValueError(f"groups must be 1 or more, got {groups}")
+        self.groups = groups
+
+    def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
+        if eigen_smooth:
+            raise ValueError("GroupCAM's map is no weighted sum of channels: eigen_smooth does not apply")
+        B = len(run.input)
+        score = row_scores(targets, run.output, B, probability=True)
+        with torch.enable_grad():
+            columns = scores(run.output, targets, B).view(B, -1).unbind(1)
+        gradients = [self.spatial(run, run.gradients(column, keep_graph=True)) for column in columns]
+        blurred = blur(run.input)
+        unseen = score(call(unwrap(self.model), blurred), rows_of(torch.arange(B, device=run.input.device)))  # (B, T)
+        lows = []
+        for n, (layer, A) in enumerate(zip(run.layers, self.spatial(run, run.activations), strict=True)):
+            maps = []
+            for t, G in enumerate(gradients):
+                M = self.masks(A, G[n])
+                gain = self._seen(layer, run.input, blurred, M, score)[..., t] - unseen[:, t, None]  # (B, L)
+                maps.append(_scaled_sum(M, gain, run.input.shape[2:]))
+            lows.append(torch.stack(maps, 1).flatten(0, 1).unsqueeze(1))
+        return lows
+
+    def masks(self, A: Tensor, G: Tensor) -> Tensor:
+        """The groups' masks M, `(B, L, *S)`."""
+        weighted = ops.weighted_activations(A, G, "gradcam")
+        M = torch.stack([part.sum(1).relu() for part in weighted.chunk(self.groups, 1)], 1)
+        threshold = M.flatten(2).quantile(0.7, 2)
+        return torch.where(threshold.view(*threshold.shape, *[1] * (M.ndim - 2)) < M, M, 0)
+
+    def _seen(self, layer: nn.Module, x: Tensor, blurred: Tensor, M: Tensor, score: Score) -> Tensor:
+        """The probabilities `(B, L, T)` of the images seen through the masks."""
+        net, L = unwrap(self.model), M.shape[1]
+
+        def run(start: int, stop: int) -> Tensor:
+            images = torch.arange(start, stop, device=x.device) // L
+            batch = ops.masked_inputs(x, M.flatten(0, 1)[start:stop], images, blurred, align_corners=False)
+            return score(call(net, batch), rows_of(images))
+
+        seen = self.scores_of(layer, x, len(x) * L, run, lambda r: f"image {r // L} masked by group {r % L}")
+        return seen.unflatten(0, (-1, L))
+
+
+def blur(x: Tensor, width: int = 51, std: float = 50.0) -> Tensor:
+    """x `(B, k, *S)` convolved with a Gaussian in each dimension, mirrored at the edges; narrower if S is small."""
+    for d in range(2, x.ndim):
+        half = min(width // 2, x.shape[d] - 1)
+        at = torch.arange(-half, half + 1, device=x.device, dtype=ops.wide(x).dtype)
+        kernel = (-at.square() / (2 * std**2)).exp()
+        line = ops.wide(x).movedim(d, -1)
+        padded = F.pad(line.flatten(0, -2).unsqueeze(1), (half, half), mode="reflect")
+        smooth = F.conv1d(padded, (kernel / kernel.sum()).view(1, 1, -1))
+        x = smooth.view(line.shape).movedim(-1, d).to(x.dtype)
+    return x
+
+
+def _scaled_sum(M: Tensor, gain: Tensor, size: Any) -> Tensor:
+    """sum_g a_g (M_g - low_g) / (high_g - low_g), `(B, *S)`, for masks `(B, L, *S)` and gains a `(B, L)`."""
+    resized = ops.resize(M.flatten(0, 1), size).flatten(1).unflatten(0, M.shape[:2])
+    low, high = resized.amin(2), resized.amax(2)
+    scale = torch.where(high > low, gain / (high - low), 0)
+    ones = [1] * (M.ndim - 2)
+    return ((M - low.view(*low.shape, *ones)) * scale.view(*scale.shape, *ones)).sum(1)

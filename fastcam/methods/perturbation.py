@@ -1,0 +1,87 @@
+"""What the methods share that change something, run the network again and look at the score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcam.batches import BatchSize, check_batch_size, in_batches
+from fastcam.layers import layer_name
+from fastcam.methods.base import BaseCAM
+from fastcam.rows import Rows
+
+_IMAGES_AT_ONCE = 32  # with an automatic batch size
+
+
+class PerturbationCAM(BaseCAM):
+    """A method that scores many changed rows an image. Rows of all images share full batches.
+
+    Memory is set by the batch size, not by the number of rows or images. The result does not depend on it, but for the
+    rounding of the network, which may compute a batch of another size in another order.
+    """
+
+    uses_gradients = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Any = None,
+        reshape_transform: Callable[[Any], Tensor] | None = None,
+        *,
+        batch_size: int | str = "auto",
+        progress: bool = False,
+        sign: str = "activation",
+    ) -> None:
+        """Bind the method to a model; arguments as in `GradCAM`, and
+
+        batch_size   rows at once; "auto" grows while that is faster and memory suffices, and is halved where it fails
+        progress     show a bar on stderr
+        """
+        super().__init__(model, target_layers, reshape_transform, sign=sign)
+        self.batch_size = batch_size
+        self.progress = progress
+        self._found: dict[Any, BatchSize] = {}
+
+    def at_once(self, images: int) -> int:
+        return min(images, _IMAGES_AT_ONCE if self.batch_size == "auto" else check_batch_size(self.batch_size))
+
+    def scores_of(
+        self, layer: nn.Module, x: Tensor, rows: int, run: Callable[[int, int], Tensor], name: Callable[[int], str]
+    ) -> Tensor:
+        """`run(start, stop)` over all rows, `(rows, T)`. ValueError that has `name(row)` in it if one is NaN."""
+        scores = self.queued(layer, x, rows, run)
+        if scores.isnan().any():
+            raise nan_score(name(int(scores.isnan().any(1).nonzero()[0])), x)
+        return scores
+
+    def queued(self, layer: nn.Module, x: Tensor, rows: int, run: Callable[[int, int], Tensor]) -> Tensor:
+        """`run(start, stop)` over all rows, in full batches, unchecked."""
+        title = f"{type(self).__name__} {layer_name(self.model, layer)}"
+        return in_batches(rows, run, self._size(x.device, layer, x.shape[1:], x.dtype), self.progress, title)
+
+    def _size(self, device: torch.device, *kind: Any) -> BatchSize:
+        """The batch size for this kind of rows, an automatic one with what earlier calls found."""
+        if self.batch_size != "auto":
+            return BatchSize(self.batch_size, device)
+        return self._found.setdefault((device, *kind), BatchSize("auto", device))
+
+
+def nan_score(what: str, x: Tensor) -> ValueError:
+    advice = "; bfloat16 and float32 reach further than float16" if x.dtype == torch.float16 else ""
+    return ValueError(f"the score of {what} is NaN: the model overflows on it{advice}")
+
+
+def rows_of(images: Tensor) -> Rows:
+    """Rows of these images `(N,)`; on a CPU they are looked at, elsewhere that would mean to wait."""
+    one = not images.is_cuda and bool((images == images[0]).all())
+    return Rows(images, int(images[0]) if one else None)
+
+
+def consecutive(start: int, stop: int, per_image: int, device: torch.device) -> tuple[Rows, Tensor]:
+    """Rows start to stop of a queue with `per_image` rows an image: their images, and their places among those."""
+    at = torch.arange(start, stop, device=device)
+    first, last = start // per_image, (stop - 1) // per_image
+    return Rows(at // per_image, first if first == last else None), at % per_image
