@@ -24,8 +24,11 @@ from benchmarks.side_by_side import SideBySide, wall_clock
 from fastcam import ops
 from fastcam.layers import find_layers
 from fastcam.methods import METHODS
+from fastcam.methods.perturbation import PerturbationCAM
+from fastcam.visualize import SALIENCY
 
 TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}  # on finished maps in [0, 1]; TF32 is off
+ONE_PASS = [*(name for name, cls in METHODS.items() if not issubclass(cls, PerturbationCAM)), *SALIENCY]
 SIGNLESS = ("eigencam", "eigengradcam")  # a principal component has no sign of its own
 
 
@@ -56,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         (model, batch, method)
         for model in settings.models
         for batch in settings.batches_on(settings.device)
-        for method in settings.chosen(METHODS)
+        for method in settings.chosen(ONE_PASS)
     ]
     metafunc.parametrize(("model", "batch", "method"), cases)
 
@@ -89,7 +92,9 @@ def sides(problem: Problem, method: str) -> dict[str, Callable[[], Any]]:
     None of them has run yet, so the network copies hold no gradients and the methods no graph of an earlier call.
     """
     calls = {"forward": forward(problem.copied()), "fastcam": ours(problem.copied(), method)}
-    if method != "cam":  # grad-cam has none
+    if method == "guidedbackprop" and len(problem.x) == 1:  # grad-cam explains the first image of a batch alone
+        calls["grad-cam"] = their_gradient(problem.copied())
+    elif method in METHODS and method != "cam":  # which grad-cam has not
         calls["grad-cam"] = theirs(problem.copied(), METHODS[method].__name__)
     return calls
 
@@ -99,7 +104,16 @@ def forward(problem: Problem) -> Callable[[], Tensor]:
 
 
 def ours(problem: Problem, method: str) -> Callable[[], np.ndarray]:
-    return partial(METHODS[method](problem.net, problem.layer), problem.x, problem.targets)
+    if method in METHODS:
+        return partial(METHODS[method](problem.net, problem.layer), problem.x, problem.targets)
+    explain = SALIENCY[method](problem.net, *([problem.layer] if method == "guidedgradcam" else []))  # type: ignore[arg-type]
+    return lambda: explain(problem.x, problem.targets).cpu().numpy()
+
+
+def their_gradient(problem: Problem) -> Callable[[], np.ndarray]:
+    """Guided backpropagation of one image, `(1, k, H, W)`; the copied image, since grad-cam adds to its gradient."""
+    model = pytorch_grad_cam.GuidedBackpropReLUModel(problem.net, problem.x.device)
+    return lambda: np.moveaxis(model(problem.x.clone(), problem.targets[0]), -1, 0)[None]
 
 
 def theirs(problem: Problem, name: str) -> Callable[[], np.ndarray]:
@@ -112,6 +126,8 @@ def check(problem: Problem, method: str, outputs: dict[str, Any], tolerance: flo
 
     CAM is compared with grad-cam's GradCAM, which is the same map where CAM is defined.
     """
+    if method in SALIENCY:
+        return check_gradient(problem, method, outputs["fastcam"], tolerance)
     ours_, reference = outputs["fastcam"], outputs.get("grad-cam")
     if reference is None:
         reference = theirs(problem.copied(), "GradCAM")()
@@ -133,3 +149,43 @@ def difference_up_to_sign(problem: Problem, method: str, maps: np.ndarray, refer
     same, opposite = (ops.finish([m], problem.x.shape[2:]).numpy() for m in (low, -low))
     both = np.stack([np.abs(reference - m).max(axis=(1, 2)) for m in (same, opposite)])  # (2, B)
     return float(max(both.min(axis=0).max(), np.abs(maps - same).max()))
+
+
+def check_gradient(problem: Problem, method: str, gradient: np.ndarray, tolerance: float) -> float:
+    """The largest difference from the gradient of a copy whose ReLUs were replaced by hand, over its largest value."""
+    copied = problem.copied()
+    rule = DeconvolvedReLU if method == "deconvnet" else GuidedReLU
+    for module in list(copied.net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, rule())
+    x = problem.x.clone().requires_grad_()
+    logits = copied.net(x)
+    picked = logits.gather(1, torch.tensor(problem.targets, device=x.device)[:, None]).sum()
+    expected = torch.autograd.grad(picked, x)[0].cpu().numpy()
+    if method == "guidedgradcam":
+        expected = expected * ours(problem.copied(), "gradcam")()[:, None]
+    difference = float(np.abs(gradient - expected).max() / np.abs(expected).max())
+    if not difference <= tolerance:
+        raise AssertionError(f"{method} differs from a rewritten network's by {difference:.2e}")
+    return difference
+
+
+class GuidedReLU(nn.Module):
+    """A ReLU through which only positive gradients go back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        if y.requires_grad:
+            y.register_hook(lambda g: g.clamp(min=0))
+        return y
+
+
+class DeconvolvedReLU(nn.Module):
+    """A ReLU through which the positive part of the gradient goes back, whatever came in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        through = x * 1
+        if through.requires_grad:
+            through.register_hook(lambda g: g.clamp(min=0))
+        return through + (torch.relu(x) - x).detach()

@@ -23,7 +23,12 @@ ACTIVATIONS = ((256, 2048, 7, 7), (256, 1024, 14, 14), (256, 512, 28, 28), (64, 
 SMALL = ACTIVATIONS[:2]
 IMAGE = (224, 224)
 TYPES = ("float32", "bfloat16")
-TOLERANCE = {"channel_reduce": 1e-5, "finish": 1e-5, "principal_component": 1e-3}  # ||out - ref|| / ||ref||, ref fp64
+TOLERANCE = {  # ||out - ref|| / ||ref||, the reference in fp64
+    "channel_reduce": 1e-5,
+    "finish": 1e-5,
+    "principal_component": 1e-3,
+    "masked_inputs": 5e-3,  # written in bf16
+}
 COPY_BYTES = 2**28  # read, and as many written: ten times an H100's L2 cache
 
 
@@ -78,6 +83,19 @@ def principal_component(shape: tuple[int, ...], dtype: str, device: str) -> Oper
     return Operation("principal_component", shape, dtype, draw, ops.principal_component, True)
 
 
+def masked_inputs(rows: int, low: int, dtype: str, device: str) -> Operation:
+    """A batch for the model of one image seen through the masks of its channels."""
+
+    def draw() -> tuple[Tensor, ...]:
+        x = torch.randn(1, 3, *IMAGE, device=device).to(getattr(torch, dtype))
+        return x, activations((1, rows, low, low), dtype, device)[0]
+
+    def define(x: Tensor, masks: Tensor) -> Tensor:
+        return ops.masked_inputs(x, masks, torch.zeros(rows, dtype=torch.long, device=x.device))
+
+    return Operation("masked_inputs", (rows, 3, *IMAGE), dtype, draw, define, False)
+
+
 def activations(shape: tuple[int, ...], dtype: str, device: str) -> Tensor:
     """Random activations after a ReLU, with one pattern that stands out, so that a leading component exists."""
     B, C, *S = shape
@@ -99,6 +117,9 @@ def chosen(settings: Settings, device: str = "cuda") -> Iterator[Operation]:
             yield channel_reduce(shape, dtype, weighting, device)
     for shape in SMALL:
         yield finish(shape, device)
+    if settings.chosen(["scorecam"]):
+        for (rows, low), dtype in itertools.product([(64, 7), (256, 7), (256, 14)], TYPES):
+            yield masked_inputs(rows, low, dtype, device)
     if settings.chosen(["eigencam", "eigengradcam"]):
         for shape, dtype in itertools.product(SMALL, TYPES):
             yield principal_component(shape, dtype, device)
@@ -166,10 +187,10 @@ def input_sets(operation: Operation, least_bytes: int) -> list[tuple[Tensor, ...
 
 
 def floor_bytes(operation: Operation, inputs: Sequence[Tensor]) -> int:
-    """The fewest bytes to move: each input read once, the fp32 result `(B, *S)` written once."""
+    """The fewest bytes to move: each input read once, the result `(B, *S)` written once, fp32 or as it comes."""
     with definitions():
         result = operation.result(*inputs)
-    return sum(t.numel() * t.element_size() for t in inputs) + 4 * result.numel()
+    return sum(t.numel() * t.element_size() for t in (*inputs, result))
 
 
 def check(operation: Operation, inputs: Sequence[Tensor]) -> float:

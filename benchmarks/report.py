@@ -17,7 +17,9 @@ _FOLDER = Path(__file__).parent
 _LEGEND = (
     "Medians of ratios within interleaved repetitions, quartiles in brackets; 1.00 is the model's own forward pass "
     "without gradients. Speed-up is grad-cam's time over fastcam's: below 1 fastcam is slower. Memory is the peak of "
-    "tensors allocated during the call, over the forward pass's; numpy's arrays, mostly grad-cam's, are not in it."
+    "tensors allocated during the call, over the forward pass's; numpy's arrays, mostly grad-cam's, are not in it. "
+    "Methods that score many changed rows have a table of their own: `its masked passes` are the forward passes of "
+    "Score-CAM alone, at their fastest batch size, and memory is compared with a forward pass of 32 images."
 )
 
 
@@ -93,6 +95,20 @@ def _method(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _perturbation(row: dict[str, Any]) -> list[str]:
+    ratios = row["ratios"]
+    against = ratios.get("grad-cam/fastcam")
+    return [
+        *(row["model"], str(row["batch"]), row["method"]),
+        _digits(1e3 * row["seconds"]["forward"]["median"]),
+        _ratio(ratios["fastcam/forward"]),
+        _ratio(ratios.get("fastcam/masked forward passes")),
+        f"{_ratio(against)}{' slower' if against and against['median'] < 1 else ''}",
+        _ratio(ratios.get("grad-cam/fastcam bf16")),
+        _digits(row["memory_ratios"]["fastcam/forward"]),
+    ]
+
+
 def _operator(row: dict[str, Any]) -> list[str]:
     against = row["ratios"]["definition/kernel"]
     return [
@@ -130,6 +146,13 @@ _COLUMNS = {
             *("memory: fastcam", "memory: grad-cam"),
         ),
         _method,
+    ),
+    "perturbation": (
+        (
+            *("model", "batch", "method", "forward ms", "fastcam / forward", "fastcam / its masked passes", "speed-up"),
+            *("speed-up in bf16", "memory at batch size 32"),
+        ),
+        _perturbation,
     ),
     "operators": (
         ("operator", "shape", "type", "kernel µs", "GB/s", "of copy bandwidth", "PyTorch / kernel", "call µs"),

@@ -16,6 +16,7 @@ from benchmarks import report
 from benchmarks.machine import describe, slug
 from benchmarks.settings import Settings
 from fastcam.methods import METHODS
+from fastcam.visualize import SALIENCY
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -87,8 +88,8 @@ def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
         return "there is no GPU here"
     if not cases:
         return "operators are measured on a GPU only"
-    if unknown := set(settings.methods) - METHODS.keys():
-        return f"no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}"
+    if unknown := set(settings.methods) - {*METHODS, *SALIENCY}:
+        return f"no method {', '.join(sorted(unknown))}; there are {', '.join([*METHODS, *SALIENCY])}"
     return None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-CASES = ("methods", "operators")
+CASES = ("methods", "perturbation", "operators")
 MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
 RECORDED_REPETITIONS = 7
@@ -61,7 +61,16 @@ SETS = {
         case_limit=150.0,
         set_name="gpu-short",
         left_out={("eigencam", 256): _SVD, ("eigengradcam", 256): _SVD},
-    )
+        cases=("methods", "operators"),
+    ),
+    "gpu-perturbation": Settings(
+        device="cuda",
+        cases=("perturbation",),
+        models=("resnet50",),
+        methods=("ablationcam", "scorecam"),
+        case_limit=300.0,
+        set_name="gpu-perturbation",
+    ),
 }
 
 
@@ -84,13 +93,17 @@ def _parser() -> argparse.ArgumentParser:
         "README's tables from the recorded runs. A run narrowed down by --case, --model, --batch or --method, or one "
         f"of fewer than {RECORDED_REPETITIONS} repetitions, is written only with --out.",
     )
-    parser.add_argument("--set", choices=SETS, help="a named selection; gpu-short: what matters most, under 8 minutes")
+    parser.add_argument(
+        "--set",
+        choices=SETS,
+        help="a named selection; gpu-short: what matters most, under 8 minutes; gpu-perturbation: Score- and Ablation-CAM",
+    )
     parser.add_argument("--device", choices=tuple(BATCHES), help="default: cuda where there is one")
-    parser.add_argument("--case", dest="cases", choices=CASES, action="append", help="repeatable; default: both")
+    parser.add_argument("--case", dest="cases", choices=CASES, action="append", help="repeatable; default: all")
     parser.add_argument("--model", dest="models", choices=(*MODELS, "toy"), action="append", help="repeatable")
     parser.add_argument("--batch", dest="batches", type=_positive, action="append", metavar="N", help="repeatable")
     parser.add_argument(
-        "--method", dest="methods", action="append", metavar="NAME", help="repeatable; as in fastcam.methods.METHODS"
+        "--method", dest="methods", action="append", metavar="NAME", help="repeatable; as in the command line"
     )
     parser.add_argument("--repetitions", type=_repetitions, metavar="N", help=f"default: {RECORDED_REPETITIONS}")
     parser.add_argument("--threads", type=_positive, metavar="N", help="of torch, OpenMP and BLAS; default: theirs")

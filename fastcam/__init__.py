@@ -6,37 +6,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcam.figures import gradient_picture as gradient_picture
     from fastcam.figures import overlay as overlay
     from fastcam.images import load_image as load_image
     from fastcam.layers import layer_table as layer_table
     from fastcam.methods import CAM as CAM
+    from fastcam.methods import ISCAM as ISCAM
+    from fastcam.methods import SSCAM as SSCAM
+    from fastcam.methods import AblationCAM as AblationCAM
     from fastcam.methods import EigenCAM as EigenCAM
     from fastcam.methods import EigenGradCAM as EigenGradCAM
+    from fastcam.methods import FasterScoreCAM as FasterScoreCAM
     from fastcam.methods import GradCAM as GradCAM
     from fastcam.methods import GradCAMElementWise as GradCAMElementWise
     from fastcam.methods import GradCAMPlusPlus as GradCAMPlusPlus
+    from fastcam.methods import GroupCAM as GroupCAM
     from fastcam.methods import HiResCAM as HiResCAM
     from fastcam.methods import LayerCAM as LayerCAM
+    from fastcam.methods import ReciproCAM as ReciproCAM
+    from fastcam.methods import ScoreCAM as ScoreCAM
+    from fastcam.methods import ViTReciproCAM as ViTReciproCAM
     from fastcam.methods import XGradCAM as XGradCAM
+    from fastcam.methods.ablation_layers import AblationLayer as AblationLayer
+    from fastcam.methods.ablation_layers import AblationLayerFasterRCNN as AblationLayerFasterRCNN
+    from fastcam.methods.ablation_layers import AblationLayerVit as AblationLayerVit
     from fastcam.targets import BinaryClassifierOutputTarget as BinaryClassifierOutputTarget
     from fastcam.targets import ClassifierOutputReST as ClassifierOutputReST
     from fastcam.targets import ClassifierOutputSoftmaxTarget as ClassifierOutputSoftmaxTarget
     from fastcam.targets import ClassifierOutputTarget as ClassifierOutputTarget
+    from fastcam.visualize.saliency import DeconvNet as DeconvNet
+    from fastcam.visualize.saliency import GuidedBackprop as GuidedBackprop
+    from fastcam.visualize.saliency import GuidedBackpropReLUModel as GuidedBackpropReLUModel
+    from fastcam.visualize.saliency import GuidedGradCAM as GuidedGradCAM
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "fastcam.methods": (
         *("GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "GradCAMElementWise", "LayerCAM"),
-        *("EigenCAM", "EigenGradCAM", "CAM"),
+        *("EigenCAM", "EigenGradCAM", "CAM", "AblationCAM", "ScoreCAM", "FasterScoreCAM", "SSCAM", "ISCAM", "GroupCAM"),
+        *("ReciproCAM", "ViTReciproCAM"),
     ),
+    "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
+    "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
     "fastcam.targets": (
         *("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget"),
         *("ClassifierOutputReST", "BinaryClassifierOutputTarget"),
     ),
     "fastcam.layers": ("layer_table",),
     "fastcam.images": ("load_image",),
-    "fastcam.figures": ("overlay",),
+    "fastcam.figures": ("overlay", "gradient_picture"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

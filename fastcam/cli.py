@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from fastcam.images import Preprocess
     from fastcam.methods import BaseCAM
     from fastcam.models import Loaded
+    from fastcam.visualize import DeconvNet, GuidedBackprop, GuidedGradCAM
+
+    Explainer = BaseCAM | GuidedBackprop | DeconvNet | GuidedGradCAM
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -41,17 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from fastcam.methods import METHODS
+    from fastcam.visualize import SALIENCY
 
     parser = argparse.ArgumentParser(prog="fastcam", description="See what a vision network looks at.")
     parser.add_argument("--version", action="version", version=f"fastcam {fastcam.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     explain = commands.add_parser(
-        "explain", help="explain images: overlay (PNG), map (.npy) and record (JSON) for each"
+        "explain", help="explain images: picture (PNG), map or gradient (.npy) and record (JSON) for each"
     )
     explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     _model_arguments(explain)
-    explain.add_argument("--method", choices=METHODS, default="gradcam", help="default: gradcam")
+    explain.add_argument("--method", choices=[*METHODS, *SALIENCY], default="gradcam", help="default: gradcam")
     explain.add_argument("--layer", action="append", help="name, index path or glob; repeat for several layers")
     explain.add_argument("--target", type=int, help="class index; default: the predicted class")
     explain.add_argument("--aug-smooth", action="store_true", help="mean over six augmentations of the image")
@@ -87,7 +91,6 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 def _explain(options: argparse.Namespace) -> int:
     from fastcam.images import find_images
     from fastcam.layers import default_layer, layer_name
-    from fastcam.methods import METHODS
 
     _make_folder(options.out)
     paths = find_images(options.images, skip=options.out)
@@ -95,11 +98,11 @@ def _explain(options: argparse.Namespace) -> int:
     _keep_apart(options, paths, names)
     loaded = _load(options)
     model = loaded.model.to(options.device, DTYPES[options.dtype])
-    cam = METHODS[options.method](model, options.layer)
+    cam, smoothing = _explainer(options, model)
     kept = ("model", "weights", "method", "aug_smooth", "eigen_smooth", "dtype", "device")
     shared = {name: getattr(options, name) for name in kept}
     shared |= {"preprocess": asdict(loaded.preprocess), "fastcam": fastcam.__version__}
-    target = options.target if cam.class_discriminative else None
+    target = options.target if getattr(cam, "class_discriminative", True) else None
     if target != options.target:
         warnings.warn(f"{options.method} does not depend on the class, --target is ignored", stacklevel=1)
     done = 0
@@ -109,16 +112,37 @@ def _explain(options: argparse.Namespace) -> int:
         if not images:
             continue
         x = torch.stack([x for _, x, _ in images]).to(options.device, DTYPES[options.dtype])
-        maps = cam(x, target, aug_smooth=options.aug_smooth, eigen_smooth=options.eigen_smooth)
-        layers = cam.target_layers or [default_layer(model, x)]
-        shared["layer"] = [layer_name(model, layer) for layer in layers]
+        maps = np.asarray(torch.as_tensor(cam(x, target, **smoothing)).float().cpu())
+        if hasattr(cam, "target_layers"):
+            layers = cam.target_layers or [default_layer(model, x)]
+            shared["layer"] = [layer_name(model, layer) for layer in layers]
         records = _records(cam, target, loaded.categories)
         for (path, _, picture), values, record in zip(images, maps, records, strict=True):
             done += _written(options.out / names[path], picture, values, {"image": str(path), **record, **shared})
     if done < len(paths):
         _complain(f"{len(paths) - done} of {len(paths)} images failed")
-    print(f"wrote {done} overlays, maps and records to {options.out}")
+    print(f"wrote {done} pictures, maps and records to {options.out}")
     return 0 if done == len(paths) else 1
+
+
+def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Explainer, dict[str, bool]]:
+    """The method, bound to model and layers, and the options of its calls."""
+    from fastcam.methods import METHODS
+    from fastcam.methods.perturbation import PerturbationCAM
+    from fastcam.visualize import SALIENCY, GuidedGradCAM
+
+    if (cls := METHODS.get(options.method)) is not None:
+        smoothing = {"aug_smooth": options.aug_smooth, "eigen_smooth": options.eigen_smooth}
+        if issubclass(cls, PerturbationCAM):
+            return cls(model, options.layer, progress=sys.stderr.isatty()), smoothing
+        return cls(model, options.layer), smoothing
+    if options.aug_smooth or options.eigen_smooth:
+        raise ValueError(f"--aug-smooth and --eigen-smooth are for maps, {options.method} gives gradients")
+    if options.method == "guidedgradcam":
+        return GuidedGradCAM(model, options.layer), {}
+    if options.layer:
+        raise ValueError(f"{options.method} looks at the input: --layer does not apply")
+    return SALIENCY[options.method](model), {}
 
 
 def _load(options: argparse.Namespace) -> Loaded:
@@ -138,7 +162,7 @@ def _read(paths: Sequence[Path], preprocess: Preprocess) -> list[tuple[Path, Ten
     return images
 
 
-def _records(cam: BaseCAM, target: int | None, categories: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def _records(cam: Explainer, target: int | None, categories: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     """Predicted and explained class of each image, with its probability; None where no class is explained."""
     outputs = cam.outputs
     if outputs is None or outputs.ndim != 2:
@@ -152,18 +176,18 @@ def _records(cam: BaseCAM, target: int | None, categories: Sequence[str] | None)
             key: {"class": c, "score": round(float(row[c]), 6), **({"name": categories[c]} if categories else {})}
             for key, c in classes.items()
         }
-        yield record if cam.class_discriminative else {**record, "explained": None}
+        yield record if getattr(cam, "class_discriminative", True) else {**record, "explained": None}
 
 
 def _written(stem: Path, picture: Tensor, cam: np.ndarray, record: dict[str, Any]) -> bool:
-    """Write overlay, map and record of an image; says so if that fails."""
-    from fastcam.figures import overlay
+    """Write picture, map and record of an image; says so if that fails. The picture of a map is an overlay."""
+    from fastcam.figures import gradient_picture, overlay
     from fastcam.images import save_png
 
     try:
         if np.isnan(cam).any():
             raise ValueError("its map is not a number: the model's activations or gradients overflow")
-        save_png(overlay(picture, cam), stem.with_name(stem.name + ".png"))
+        save_png(overlay(picture, cam) if cam.ndim == 2 else gradient_picture(cam), stem.with_name(stem.name + ".png"))
         np.save(stem.with_name(stem.name + ".npy"), cam)
         stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:

@@ -35,27 +35,67 @@ def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0
     return (255 * blend / max(blend.max(), 1e-7)).astype(np.uint8)
 
 
-def method_grid(
-    images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str], colormap: str = "jet"
-) -> Figure:
-    """A figure with a row per image `(k, H, W)`: the image, then its map by each method, laid over it.
+def gradient_picture(gradient: Any, colormap: str = "RdBu_r") -> np.ndarray:
+    """A signed gradient of an image as a picture, uint8 `(H, W, 3)`; 0 is neutral.
 
-    maps     for each method's name, a map `(H, W)` per image
-    titles   a line per image, left of its row
+    Three channels in their own colours, grey + g / (2 s); otherwise the sum over channels in colours from -s to s;
+    s is the 99th percentile of the absolute values.
+
+    gradient   tensor or array `(k, H, W)`, from `GuidedBackprop` say
+    Raises ValueError for another shape, or values that are not finite.
     """
-    columns = ["image", *maps]
-    figure = Figure(figsize=(1.25 * len(columns) + 0.6, 1.25 * len(images) + 0.5), layout="constrained", dpi=130)
-    axes = figure.subplots(len(images), len(columns), squeeze=False)
-    for row, image in enumerate(images):
-        pictures = [(255 * _pixels(image)).astype(np.uint8), *(overlay(image, maps[m][row], colormap) for m in maps)]
-        for axis, picture, name in zip(axes[row], pictures, columns, strict=True):
-            axis.imshow(picture, interpolation="nearest")
+    values = np.asarray(gradient.detach().cpu().float() if isinstance(gradient, Tensor) else gradient, np.float32)
+    if values.ndim != 3:
+        raise ValueError(f"gradient must be (k, H, W), got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("gradient has values that are not finite")
+    values = values if len(values) == 3 else values.sum(0, keepdims=True)
+    scale = max(float(np.percentile(np.abs(values), 99)), 1e-30)
+    levels = (255 * np.clip(0.5 + values / (2 * scale), 0, 1)).round().astype(np.uint8)
+    if len(values) == 3:
+        return np.moveaxis(levels, 0, -1).copy()
+    return (255 * _colours(levels[0], colormap)).round().astype(np.uint8)
+
+
+def method_grid(
+    images: Sequence[Tensor],
+    maps: Mapping[str, Sequence[Tensor]],
+    titles: Sequence[str],
+    colormap: str = "jet",
+    panels: int = 2,
+) -> Figure:
+    """A figure with a row a method: its map of each image, a column an image `(k, H, W)`; the images on top.
+
+    maps     for each method's name, a map `(H, W)` per image, laid over it, or a signed gradient `(k, H, W)`
+    titles   a line per image, above its column
+    panels   the methods are spread over as many panels, side by side
+    """
+    names, count = list(maps), len(images)
+    rows = 1 + -(-len(names) // panels)
+    figure = Figure(figsize=(panels * (1.0 * count + 1.1), 1.0 * rows + 0.3), layout="constrained", dpi=130)
+    for p, panel in enumerate(figure.subfigures(1, panels, squeeze=False)[0]):
+        axes = panel.subplots(rows, count, squeeze=False)
+        shown = ["image", *names[p * (rows - 1) : (p + 1) * (rows - 1)]]
+        for row, column in np.ndindex(rows, count):
+            axis = axes[row, column]
             axis.set_xticks([])
             axis.set_yticks([])
+            if row >= len(shown):
+                axis.set_axis_off()
+                continue
+            axis.imshow(_cell(images[column], maps.get(shown[row]), column, colormap), interpolation="nearest")
             if row == 0:
-                axis.set_title(name, fontsize=8)
-        axes[row, 0].set_ylabel(titles[row], fontsize=8)
+                axis.set_title(titles[column], fontsize=8)
+            if column == 0:
+                axis.set_ylabel(shown[row], fontsize=6)
     return figure
+
+
+def _cell(image: Tensor, maps: Sequence[Tensor] | None, column: int, colormap: str) -> np.ndarray:
+    """The image itself, its map laid over it, or its gradient."""
+    if maps is None:
+        return (255 * _pixels(image)).astype(np.uint8)
+    return overlay(image, maps[column], colormap) if maps[column].ndim == 2 else gradient_picture(maps[column])
 
 
 def _colours(levels: np.ndarray, colormap: str) -> np.ndarray:

@@ -33,7 +33,7 @@ class Record:
         if self.dim is None:
             return self.value.clone()
         t = self.value.unflatten(self.dim, (-1, self.factor)) if self.factor > 1 else self.value
-        order = sorted(range(t.ndim), key=lambda d: -t.stride(d))
+        order = sorted(range(t.ndim), key=t.stride().__getitem__, reverse=True)
         back = [order.index(d) for d in range(t.ndim)]
         t = t.permute(order).index_select(order.index(self.dim), rows.images).permute(back)
         return t.flatten(self.dim, self.dim + 1) if self.factor > 1 else t
@@ -105,5 +105,5 @@ class Handed(Tensor):
         written = func._schema.is_mutable and len(given) > 0 and isinstance(given[0], Handed)
         return given[0] if written and result is args[0] else result
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({tuple(self.shape)})"

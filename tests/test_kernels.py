@@ -14,6 +14,7 @@ from fastcam import ops
 from fastcam.kernels import channel_reduce as reduction
 from fastcam.kernels.channel_reduce import channel_reduce, channel_sum
 from fastcam.kernels.finish import finish
+from fastcam.kernels.masked_inputs import masked_inputs
 from fastcam.kernels.principal_component import principal_component
 
 from accuracy import assert_as_accurate_as, fenced
@@ -249,6 +250,97 @@ def test_principal_component_has_its_largest_value_positive_on_a_tie(device, lea
     assert p[0, 0, 0, 0] * sign > 0
 
 
+def check_masked(x, masks, images, baseline=None, align_corners=True):
+    """Compares the kernel's rows with the definition of them, as fp64 and as they are, on the CPU."""
+    rows = masked_inputs(x, masks, images, baseline, align_corners)
+    assert rows.dtype == x.dtype
+    given = [t if t is None else t.cpu() for t in (x, masks, images, baseline)]
+    exact = [t if t is None or t is given[2] else t.double() for t in given]
+    expected = ops.masked_inputs(*given, align_corners)
+    assert rows.stride() == expected.stride()
+    assert_as_accurate_as(expected, rows, ops.masked_inputs(*exact, align_corners))
+    return rows
+
+
+MASKED = {  # sizes of masks and images
+    "cells": ((4, 6), (2, 3, 27, 41)),  # the borders of cells are sampled; 1107 pixels
+    "all-pixels": ((5, 9), (2, 3, 9, 13)),
+    "rows-sampled": ((2, 8), (2, 3, 12, 11)),
+    "one-pixel": ((1, 1), (2, 3, 5, 6)),
+    "to-one-pixel": ((6, 5), (2, 3, 1, 1)),
+    "one-row": ((1, 9), (2, 1, 4, 31)),
+    "one-column": ((6, 1), (2, 4, 25, 3)),
+    "same-size": ((7, 7), (2, 3, 7, 7)),
+    "smaller": ((21, 32), (2, 4, 17, 9)),
+    "three-tiles": ((2, 3), (2, 3, 45, 61)),
+    "more-than-a-block": ((33, 40), (2, 1, 67, 81)),  # 5280 samples, tiles of 2048 pixels
+}
+MASKED_LAYOUTS = [fenced, channels_last, strided, cropped]
+MASKED_CASES = [
+    pytest.param(*case, aligned, seen, DTYPES[i % 3], MASKED_LAYOUTS[i % 4], id=f"{name}-{aligned}-{seen}-{i}")
+    for i, ((name, case), aligned, seen) in enumerate(itertools.product(MASKED.items(), [True, False], [True, False]))
+]
+
+
+@pytest.mark.parametrize(("size", "shape", "align_corners", "with_baseline", "dtype", "layout"), MASKED_CASES)
+def test_masked_inputs(device, size, shape, align_corners, with_baseline, dtype, layout):
+    x, masks = layout(torch.randn(shape).to(device, dtype)), fenced(torch.randn(3, *size).to(device))
+    baseline = fenced(torch.randn(shape).to(device, dtype)) if with_baseline else None
+    check_masked(x, masks, torch.tensor([1, 0, 1], device=device), baseline, align_corners)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_masked_inputs_finds_the_extremes_at_any_sizes(device, align_corners, seed):
+    torch.manual_seed(seed)
+    for low, high in [((1, 12), (1, 24)), ((1, 5), (8, 32))]:
+        masks = torch.randn(2, *torch.randint(*low, (2,)), device=device)
+        x = torch.ones(1, 1, *torch.randint(*high, (2,)), device=device)
+        images = torch.zeros(2, dtype=torch.long, device=device)
+        rows = masked_inputs(x, masks, images, None, align_corners).cpu()
+        expected = ops.masked_inputs(x.cpu(), masks.cpu(), images.cpu(), None, align_corners)
+        torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_masked_inputs_takes_masks_and_images_of_any_type(device, index, dtype):
+    x, masks = fenced(torch.randn(3, 3, 20, 11).to(device)), fenced(torch.randn(5, 4, 4).to(device, dtype))
+    images = torch.tensor([2, 0, 0, 2, 1], dtype=index, device=device)
+    check_masked(x, masks, images)
+    check_masked(x, masks, images, torch.randn(3, 3, 20, 11).to(device, torch.float16))
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("layout", [fenced, channels_last])
+@pytest.mark.parametrize("value", [3.0, 0.1, -2.0, 0.0])
+def test_a_constant_mask_shows_the_baseline_alone(device, value, layout, align_corners):
+    x, masks = layout(torch.randn(2, 3, 19, 23, device=device)), torch.full((2, 7, 6), value, device=device)
+    images, baseline = torch.tensor([1, 0], device=device), torch.randn(2, 3, 19, 23, device=device)
+    assert (masked_inputs(x, masks, images, None, align_corners) == 0).all()
+    assert torch.equal(masked_inputs(x, masks, images, baseline, align_corners), baseline.flip(0))
+
+
+def test_faint_masks_have_the_same_1e_8_added(device):
+    x, masks = torch.randn(1, 2, 20, 21, device=device), 1e-8 * torch.randn(2, 4, 5, device=device)
+    rows = check_masked(x, masks, torch.zeros(2, dtype=torch.long, device=device))
+    assert rows.abs().max() < 0.9 * x.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("size", [(9, 9), (30, 40)], ids=["all-pixels", "cells"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_mask_keeps_to_its_row(device, value, size):
+    x, masks = torch.randn(1, 2, *size, device=device), torch.randn(3, 6, 5, device=device)
+    images = torch.zeros(3, dtype=torch.long, device=device)
+    alone = masked_inputs(x, masks, images)
+    masks[1, 2, 3] = value
+    rows, expected = masked_inputs(x, masks, images), ops.masked_inputs(x.cpu(), masks.cpu(), images.cpu())
+    assert torch.equal(rows[::2], alone[::2]) and not rows[1].isfinite().all()
+    if value != value:
+        assert rows[1].isnan().all() and expected[1].isnan().all()
+
+
 # On a GPU, through `ops`: dispatch, repeatability, and offsets past 2^31, which no interpreter holds.
 
 
@@ -269,6 +361,33 @@ def test_ops_on_a_gpu(device, dtype, layout):
     p = ops.principal_component(A)
     check(p, ops.principal_component, A)
     assert torch.equal(p, ops.principal_component(A))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [fenced, channels_last, strided, cropped])
+def test_masked_inputs_on_a_gpu(device, dtype, layout, align_corners):
+    x, baseline = (layout(torch.randn(2, 3, 224, 224).to(device, dtype)) for _ in range(2))
+    masks, images = fenced(torch.randn(40, 7, 7, device=device)), torch.arange(40, device=device) % 2
+    for below in (None, baseline):
+        rows = check_masked(x, masks, images, below, align_corners)
+        assert torch.equal(rows, ops.masked_inputs(x, masks, images, below, align_corners)), "the kernel was not used"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_masked_inputs_past_2_to_the_31(device, layout):
+    if torch.cuda.mem_get_info()[0] < 16e9:
+        pytest.skip("needs 16 GB of GPU memory")
+    x = torch.zeros(14300, 3, 224, 224, dtype=torch.float16, device=device).to(memory_format=layout)
+    assert x.numel() > 2**31
+    x[-1] = torch.randn(3, 224, 224)
+    masks, images = torch.randn(14300, 7, 7, device=device), torch.arange(14300, device=device)
+    rows = ops.masked_inputs(x, masks, images)
+    assert not rows[:-1].any()
+    expected = ops.masked_inputs(*(t[-1:].cpu().double() for t in (x, masks)), torch.tensor([0]))
+    torch.testing.assert_close(rows[-1:].cpu().double(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu

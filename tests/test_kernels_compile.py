@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastcam.kernels import channel_reduce, finish, principal_component
+from fastcam.kernels import channel_reduce, finish, masked_inputs, principal_component
 from fastcam.ops import WEIGHTINGS
 
 from offline import compile_only, global_bytes, registers_and_spills
@@ -106,3 +106,23 @@ def test_finish(arch, lows, size):
 def test_principal_component(arch, shape, dtype, layout):
     X = tensor(*shape, dtype=dtype, layout=layout)
     assert len(compiled(arch, principal_component.principal_component, X)) == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "dtype", "layout", "baseline"),
+    [
+        (7, torch.float32, "contiguous", False),
+        (14, torch.float32, "contiguous", True),
+        (14, torch.float16, "contiguous", False),
+        (7, torch.bfloat16, "contiguous", True),
+        (14, torch.float32, "channels_last", False),
+        (7, torch.float16, "channels_last", True),
+        (7, torch.bfloat16, "channels_last", False),
+    ],
+)
+def test_masked_inputs(arch, low, dtype, layout, baseline):
+    x, images = tensor(8, 3, 224, 224, dtype=dtype, layout=layout), tensor(64, dtype=torch.int64)
+    (kernel,) = compiled(
+        arch, masked_inputs.masked_inputs, x, tensor(64, low, low), images, tensor(8, 3, 224, 224) if baseline else None
+    )
+    print(" st", sorted(set(global_bytes(kernel, "st"))), "ld", sorted(set(global_bytes(kernel))), end="")

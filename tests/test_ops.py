@@ -183,3 +183,109 @@ def test_principal_component_with_the_sign_of_lapack():
     X[1, 2, 0, 0] = float("nan")
     expected = np.stack([projections(image) for image in X.numpy()])
     torch.testing.assert_close(ops.principal_component(X, sign="lapack"), torch.from_numpy(expected).view(2, 1, 3, 4))
+
+
+def stretched(mask, size, align_corners):
+    """A mask at another size, one dimension after the other."""
+    for axis, n in enumerate(size):
+        positions = np.arange(mask.shape[axis])
+        centres = np.linspace(0, positions[-1], n) if align_corners else (np.arange(n) + 0.5) * len(positions) / n - 0.5
+        mask = np.apply_along_axis(lambda row, c=centres, p=positions: np.interp(c, p, row), axis, mask)
+    return mask
+
+
+def seen_through(x, masks, images, baseline, align_corners):
+    """`masked_inputs`, a row at a time."""
+    rows = []
+    for mask, b in zip(masks.double().numpy(), images.tolist(), strict=True):
+        u = stretched(mask, x.shape[2:], align_corners)
+        m = (u - u.min()) / (u.max() - u.min() + 1e-8)
+        below = 0 if baseline is None else baseline[b].double().numpy() * (1 - m)
+        rows.append(x[b].double().numpy() * m + below)
+    return torch.from_numpy(np.stack(rows))
+
+
+MASKED = {  # sizes of masks, and images
+    "1d": ((5,), (2, 2, 17)),
+    "2d": ((4, 7), (2, 3, 21, 16)),
+    "3d": ((3, 2, 4), (2, 1, 5, 6, 7)),
+    "one-channel": ((7, 7), (3, 1, 15, 20)),
+    "five-channels": ((3, 3), (2, 5, 8, 8)),
+    "same-size": ((6, 5), (2, 3, 6, 5)),
+    "larger": ((9, 12), (2, 3, 5, 4)),
+    "one-row": ((1, 6), (2, 3, 9, 4)),
+}
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("with_baseline", [True, False])
+@pytest.mark.parametrize(("size", "shape"), MASKED.values(), ids=MASKED)
+def test_masked_inputs(size, shape, with_baseline, align_corners):
+    x, masks = torch.randn(shape, dtype=torch.float64), torch.randn(4, *size, dtype=torch.float64)
+    images, baseline = torch.tensor([1, 0, 1, 1]), torch.randn_like(x) if with_baseline else None
+    copies = [t if t is None else t.clone() for t in (x, masks, images, baseline)]
+    result = ops.masked_inputs(x, masks, images, baseline, align_corners)
+    expected = seen_through(*copies, align_corners)
+    assert result.is_contiguous()
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    for now, copy in zip((x, masks, images, baseline), copies, strict=True):
+        assert copy is None or torch.equal(now, copy)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("masks_dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_masked_inputs_has_the_type_and_memory_format_of_the_images(dtype, masks_dtype, layout):
+    x = torch.randn(2, 3, 14, 15).to(dtype, memory_format=layout)
+    masks, images, baseline = torch.randn(3, 4, 5).to(masks_dtype), torch.tensor([1, 1, 0]), torch.rand_like(x)
+    result = ops.masked_inputs(x, masks, images, baseline)
+    assert result.dtype == dtype and result.is_contiguous(memory_format=layout)
+    both = {dtype, masks_dtype} == {torch.float64}
+    tolerance = {} if dtype in (torch.float16, torch.bfloat16) or both else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(result, seen_through(x, masks, images, baseline, True).to(dtype), **tolerance)
+
+
+def test_masked_inputs_of_a_slice_is_contiguous():
+    x, masks = torch.randn(2, 4, 9, 12)[:, 1:, ::2, 3:], torch.randn(2, 3, 8)[..., ::2]
+    result = ops.masked_inputs(x, masks, torch.tensor([1, 0]))
+    assert result.is_contiguous()
+    torch.testing.assert_close(result, seen_through(x, masks, torch.tensor([1, 0]), None, True).float())
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("value", [3.0, 0.1, -2.0, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_constant_mask_shows_the_baseline_alone(dtype, value, align_corners):
+    x, masks, images = torch.randn(2, 3, 23, 31, dtype=dtype), torch.full((2, 7, 6), value), torch.tensor([1, 0])
+    assert (ops.masked_inputs(x, masks, images, align_corners=align_corners) == 0).all()
+    baseline = torch.randn_like(x)
+    assert torch.equal(ops.masked_inputs(x, masks, images, baseline, align_corners), baseline.flip(0))
+
+
+def test_masked_inputs_of_faint_and_broken_masks():
+    x, images = torch.ones(1, 1, 9, 9, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
+    masks = torch.randn(3, 3, 3, dtype=torch.float64) * 1e-8
+    result = ops.masked_inputs(x, masks, images)
+    assert 0.1 < result.max() < 0.9
+    torch.testing.assert_close(result, seen_through(x, masks, images, None, True))
+    masks[1, 2, 2] = float("nan")
+    assert torch.equal(ops.masked_inputs(x, masks, images)[::2], result[::2])
+    assert ops.masked_inputs(x, masks, images)[1].isnan().all()
+
+
+def test_masked_inputs_are_those_of_score_cam():
+    """The expression in pytorch-grad-cam's ScoreCAM."""
+    A, x = torch.randn(2, 6, 7, 7).relu(), torch.randn(2, 3, 50, 45)
+    upsampled = torch.nn.UpsamplingBilinear2d(size=(50, 45))(A)
+    mins, maxs = upsampled.amin((2, 3), keepdim=True), upsampled.amax((2, 3), keepdim=True)
+    expected = x[:, None] * ((upsampled - mins) / (maxs - mins + 1e-8))[:, :, None]
+    result = ops.masked_inputs(x, A.flatten(0, 1), torch.arange(2).repeat_interleave(6))
+    torch.testing.assert_close(result, expected.flatten(0, 1), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("x", "masks"), [((1, 3, 8, 8), (2, 4)), ((1, 3, 8, 8), (2, 1, 4, 4)), ((1, 3, 8), (2, 4, 4))], ids=str
+)
+def test_masks_of_another_rank_are_an_error(x, masks):
+    with pytest.raises(ValueError, match=r"masks must be \(N, \*s\) of"):
+        ops.masked_inputs(torch.rand(x), torch.rand(masks), torch.zeros(2, dtype=torch.long))

@@ -1,5 +1,6 @@
-"""The methods, by the name they have in the command line."""
+"""The methods, by the name they have in the command line; `ViTReciproCAM`, for tokens, is not in it yet."""
 
+from fastcam.methods.ablation import AblationCAM
 from fastcam.methods.base import BaseCAM
 from fastcam.methods.factor import EigenCAM
 from fastcam.methods.gradient import (
@@ -12,6 +13,9 @@ from fastcam.methods.gradient import (
     LayerCAM,
     XGradCAM,
 )
+from fastcam.methods.masking import ISCAM, SSCAM, FasterScoreCAM, GroupCAM, ScoreCAM
+from fastcam.methods.reciprocal import ReciproCAM
+from fastcam.methods.reciprocal import ViTReciproCAM as ViTReciproCAM
 
 METHODS: dict[str, type[BaseCAM]] = {
     "gradcam": GradCAM,
@@ -23,4 +27,11 @@ METHODS: dict[str, type[BaseCAM]] = {
     "eigencam": EigenCAM,
     "eigengradcam": EigenGradCAM,
     "cam": CAM,
+    "ablationcam": AblationCAM,
+    "scorecam": ScoreCAM,
+    "fasterscorecam": FasterScoreCAM,
+    "sscam": SSCAM,
+    "iscam": ISCAM,
+    "groupcam": GroupCAM,
+    "reciprocam": ReciproCAM,
 }

@@ -63,7 +63,7 @@ class ReciproCAM(ReplayCAM):
             scores = self.replayed(
                 run, layer, len(kept), change, score, lambda image, q: f"image {image} with position {q} only"
             )  # (B, Q, T)
-            maps = scores - scores.amin(1, keepdim=True)
+            maps = scores - scores.amin(1, keepdim=True)  # (B, Q, T)
             lows.append(maps.movedim(1, 2).flatten(0, 1).unflatten(1, S).unsqueeze(1))
         return lows
 
@@ -111,8 +111,22 @@ class ViTReciproCAM(ReciproCAM):
         gaussian: bool = True,
         **options: Any,
     ) -> None:
-        """Arguments as in `ReciproCAM`; the filter is on by default, as in the paper's better variant."""
+        """Arguments as in `ReciproCAM`; the filter is on by default."""
         super().__init__(model, target_layers, reshape_transform, gaussian=gaussian, **options)
+
+    def _entries(self, tail: Tail, axis: int) -> Tensor:
+        if axis == 1:
+            raise ValueError(
+                f"ViTReciproCAM is for tokens (B, N, C), got {tuple(tail.activation.shape)}: use ReciproCAM"
+            )
+        return super()._entries(tail, axis)
+
+
+def _keep(tail: Tail, axis: int, kept: Tensor, rows: Rows, places: Tensor, output: Any) -> Any:
+    """The layer's output with what the n-th row keeps, `kept[places[n]]`."""
+    t = first_tensor(tail.layer, output)[0].movedim(tail.batch_dim, 0).movedim(axis, 1)  # (N, C, ...)
+    t *= kept[places].view(len(t), 1, *t.shape[2:]).to(t.dtype)
+    return output
 
 
 def _neighbourhoods(S: torch.Size, gaussian: bool) -> Tensor:
