@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set",
         choices=SETS,
-        help="a named selection; gpu-short: what matters most, under 8 minutes; gpu-perturbation: Score- and Ablation-CAM",
+        help="a named selection; gpu-short: what matters most, in 8 minutes; gpu-perturbation: ScoreCAM, AblationCAM",
     )
     parser.add_argument("--device", choices=tuple(BATCHES), help="default: cuda where there is one")
     parser.add_argument("--case", dest="cases", choices=CASES, action="append", help="repeatable; default: all")

@@ -27,7 +27,7 @@ def masked_inputs(
     """
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
-    x, masks = x.contiguous(memory_format=layout), masks.contiguous()
+    x, masks, images = x.contiguous(memory_format=layout), masks.contiguous(), images.contiguous()
     seen = x if baseline is None else baseline.to(x.dtype).contiguous(memory_format=layout)
     N, (h, w), (K, H, W) = len(masks), masks.shape[1:], x.shape[1:]
     rows, columns = samples([h], H), samples([w], W)

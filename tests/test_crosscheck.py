@@ -13,10 +13,13 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, 
 
 from fastcam.layers import find_layers
 from fastcam.methods import METHODS
+from fastcam.methods.perturbation import PerturbationCAM
 
 from models import LAYERS, SIGNED, build, inputs, tokens_to_map
 
-PEERS = [cls.__name__ for name, cls in METHODS.items() if name != "cam"]
+PEERS = [  # those that score changed rows are compared beside their equations
+    cls.__name__ for name, cls in METHODS.items() if name != "cam" and not issubclass(cls, PerturbationCAM)
+]
 FACTORS = {
     "method": PEERS,
     "network": list(LAYERS),

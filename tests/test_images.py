@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from torchvision import transforms
 
-from fastcam import load_image, overlay
+from fastcam import gradient_picture, load_image, overlay
 from fastcam.figures import method_grid
 from fastcam.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, find_images
 from fastcam.models import _preprocess_of
@@ -141,8 +141,24 @@ def test_overlay_errors(change, message):
 
 
 def test_method_grid(tmp_path):
-    figure = method_grid(
-        list(torch.rand(2, 1, 8, 8)), {"a": list(torch.rand(2, 8, 8)), "b": list(torch.rand(2, 8, 8))}, ["x", "y"]
-    )
-    assert [a.get_title() for a in figure.axes[:3]] == ["image", "a", "b"]
-    assert [figure.axes[n].get_ylabel() for n in (0, 3)] == ["x", "y"] and len(figure.axes) == 6
+    maps = {"a": list(torch.rand(2, 8, 8)), "b": list(torch.rand(2, 8, 8)), "gradient": list(torch.randn(2, 1, 8, 8))}
+    figure = method_grid(list(torch.rand(2, 1, 8, 8)), maps, ["x", "y"])
+    assert [a.get_ylabel() for a in figure.axes[::2]] == ["image", "a", "b", "image", "gradient", ""]
+    assert [figure.axes[n].get_title() for n in (0, 1, 6, 7)] == ["x", "y", "x", "y"] and len(figure.axes) == 12
+    assert not figure.axes[-1].axison and len(figure.axes[-1].images) == 0
+
+
+def test_gradient_picture():
+    gradient = torch.zeros(3, 10, 10)
+    gradient[0, 0, 0], gradient[2, 0, 1] = 2, -1
+    picture = gradient_picture(gradient)
+    assert picture.shape == (10, 10, 3) and picture.dtype == np.uint8
+    assert picture[5, 5].tolist() == [128] * 3  # 0 is neutral
+    assert picture[0, 0].tolist() == [255, 128, 128] and picture[0, 1].tolist() == [128, 128, 0]
+    one = gradient_picture(torch.linspace(-1, 1, 101).view(1, 1, 101))
+    assert one[0, 0, 2] > one[0, 0, 0] and one[0, -1, 0] > one[0, -1, 2] and np.ptp(one[0, 50]) < 12
+    assert gradient_picture(torch.zeros(1, 4, 4)).std() < 5
+    with pytest.raises(ValueError, match=r"gradient must be \(k, H, W\), got \(4, 4\)"):
+        gradient_picture(torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="not finite"):
+        gradient_picture(torch.full((1, 4, 4), torch.nan))

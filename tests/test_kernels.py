@@ -273,6 +273,7 @@ MASKED = {  # sizes of masks and images
     "same-size": ((7, 7), (2, 3, 7, 7)),
     "smaller": ((21, 32), (2, 4, 17, 9)),
     "three-tiles": ((2, 3), (2, 3, 45, 61)),
+    "whole-tiles": ((3, 4), (2, 3, 32, 32)),
     "more-than-a-block": ((33, 40), (2, 1, 67, 81)),  # 5280 samples, tiles of 2048 pixels
 }
 MASKED_LAYOUTS = [fenced, channels_last, strided, cropped]
@@ -309,6 +310,18 @@ def test_masked_inputs_takes_masks_and_images_of_any_type(device, index, dtype):
     images = torch.tensor([2, 0, 0, 2, 1], dtype=index, device=device)
     check_masked(x, masks, images)
     check_masked(x, masks, images, torch.randn(3, 3, 20, 11).to(device, torch.float16))
+
+
+@pytest.mark.parametrize("of", ["masks", "images", "baseline"])
+def test_masked_inputs_takes_any_strides(device, of):
+    x, baseline = torch.randn(3, 3, 12, 11, device=device), torch.randn(3, 3, 12, 22, device=device)[..., ::2]
+    masks, images = torch.randn(5, 8, 4, device=device).mT, torch.tensor([2, 1, 0, 1, 0, 2, 2, 0, 1, 0], device=device)
+    check_masked(
+        x,
+        masks if of == "masks" else masks.contiguous(),
+        images[::2] if of == "images" else images[::2].contiguous(),
+        baseline if of == "baseline" else None,
+    )
 
 
 @pytest.mark.parametrize("align_corners", [True, False])

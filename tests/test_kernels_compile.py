@@ -122,7 +122,9 @@ def test_principal_component(arch, shape, dtype, layout):
 )
 def test_masked_inputs(arch, low, dtype, layout, baseline):
     x, images = tensor(8, 3, 224, 224, dtype=dtype, layout=layout), tensor(64, dtype=torch.int64)
-    (kernel,) = compiled(
-        arch, masked_inputs.masked_inputs, x, tensor(64, low, low), images, tensor(8, 3, 224, 224) if baseline else None
-    )
-    print(" st", sorted(set(global_bytes(kernel, "st"))), "ld", sorted(set(global_bytes(kernel))), end="")
+    seen = tensor(8, 3, 224, 224) if baseline else None
+    (kernel,) = compiled(arch, masked_inputs.masked_inputs, x, tensor(64, low, low), images, seen)
+    width = 4 * x.element_size()  # four pixels a thread
+    assert set(global_bytes(kernel, "st")) == {width} and width in global_bytes(kernel)
+    rows = re.findall(r"tt\.addptr %(?:masks|x|baseline|out)\S*, .*, (i\d+)", kernel.asm["ttir"])
+    assert len(rows) >= 3 + baseline and set(rows) == {"i64"}  # offsets may pass 2^31

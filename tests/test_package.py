@@ -18,9 +18,12 @@ import fastcam
 
 ROOT = pathlib.Path(__file__).parent.parent
 PUBLIC = [
+    *("AblationCAM", "AblationLayer", "AblationLayerFasterRCNN", "AblationLayerVit"),
     *("BinaryClassifierOutputTarget", "CAM", "ClassifierOutputReST", "ClassifierOutputSoftmaxTarget"),
-    *("ClassifierOutputTarget", "EigenCAM", "EigenGradCAM", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus"),
-    *("HiResCAM", "LayerCAM", "XGradCAM", "__version__", "layer_table", "load_image", "overlay"),
+    *("ClassifierOutputTarget", "DeconvNet", "EigenCAM", "EigenGradCAM", "FasterScoreCAM", "GradCAM"),
+    *("GradCAMElementWise", "GradCAMPlusPlus", "GroupCAM", "GuidedBackprop", "GuidedBackpropReLUModel"),
+    *("GuidedGradCAM", "HiResCAM", "ISCAM", "LayerCAM", "ReciproCAM", "SSCAM", "ScoreCAM", "ViTReciproCAM"),
+    *("XGradCAM", "__version__", "gradient_picture", "layer_table", "load_image", "overlay"),
 ]
 
 

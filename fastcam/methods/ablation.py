@@ -22,7 +22,7 @@ from fastcam.methods.ablation_layers import (
     ablate_in_levels,
     ablation_values,
 )
-from fastcam.methods.perturbation import PerturbationCAM, consecutive, nan_score, rows_of
+from fastcam.methods.perturbation import PerturbationCAM, consecutive, no_number, rows_of
 from fastcam.record import Run, first_tensor
 from fastcam.replay import Recording, Tail, recorded
 from fastcam.rows import Rows
@@ -58,7 +58,7 @@ class ReplayCAM(PerturbationCAM):
         B, tail, x = len(run.input), run.tails[layer], run.input
 
         def again(start: int, stop: int) -> Tensor:
-            rows = rows_of(torch.arange(start, stop, device=x.device))
+            rows = rows_of(B - 1 - torch.arange(start, stop, device=x.device))  # in another order than recorded
             return score(replay(rows, tail.rows(rows)), rows)
 
         def changed(start: int, stop: int) -> Tensor:
@@ -66,13 +66,14 @@ class ReplayCAM(PerturbationCAM):
             return score(replay(rows, change(rows, places, tail.rows(rows))), rows)
 
         with tail.replaying() as replay:
-            same = self.queued(layer, x, B, again)
+            same = self.queued(layer, x, B, again).flip(0)
             scores = self.queued(layer, x, B * per_image, changed)
         off = (same - score(run.output, Rows(torch.arange(B, device=x.device)))).abs()
-        if bool(scores.isnan().any() | ~(off <= _tolerance(run.output, same)).all()):  # the one time that we wait
-            if scores.isnan().any():
-                row = int(scores.isnan().any(1).nonzero()[0])
-                raise nan_score(name(row // per_image, row % per_image), x)
+        if not bool(scores.isfinite().all() & (off <= _tolerance(run.output, same)).all()):  # the one time that we wait
+            if not bool(same.isfinite().all()):
+                raise no_number(same, "image {}".format, x)
+            if not bool(scores.isfinite().all()):
+                raise no_number(scores, lambda row: name(row // per_image, row % per_image), x)
             raise RuntimeError(
                 f"running again what follows the layer changes a score by {off.max().item():.1e}: the model keeps "
                 "something that the calls of its modules do not show; use a method with gradients"
@@ -172,9 +173,11 @@ class AblationCAM(ReplayCAM):
             mean = ops.wide(A).flatten(2).mean(2).gather(1, channels)  # (B, n)
             W = weights.gather(2, channels.unsqueeze(1).expand(-1, weights.shape[1], -1))
             found = W * (mean - ops.wide(values)).unsqueeze(1)
-            if found.isnan().any():
-                image, _, n = found.isnan().nonzero()[0].tolist()
-                raise nan_score(_named(image, int(channels[image, n])), run.input)
+            without = original.unsqueeze(2) - found
+            if not bool(without.isfinite().all()):
+                n = channels.shape[1]
+                rows = without.movedim(1, 2).flatten(0, 1)
+                raise no_number(rows, lambda row: _named(row // n, int(channels[row // n, row % n])), run.input)
         else:
             without = self._replayed_without(run, layer, ablation, channels, values, score)  # (B, n, T)
             found = (original.unsqueeze(1) - without).movedim(1, 2)

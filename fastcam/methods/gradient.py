@@ -51,7 +51,7 @@ class GradientCAM(BaseCAM):
             warnings.warn(
                 f"the gradient of the target is zero everywhere at layer {layer_name(self.model, layer)!r}, "
                 f"its map is empty{self._better_than(layer, run.input)}",
-                stacklevel=6,  # the caller's line
+                stacklevel=7,  # the caller's line
             )
 
     def _better_than(self, layer: nn.Module, x: Tensor) -> str:

@@ -51,10 +51,10 @@ class PerturbationCAM(BaseCAM):
     def scores_of(
         self, layer: nn.Module, x: Tensor, rows: int, run: Callable[[int, int], Tensor], name: Callable[[int], str]
     ) -> Tensor:
-        """`run(start, stop)` over all rows, `(rows, T)`. ValueError that has `name(row)` in it if one is NaN."""
+        """`run(start, stop)` over all rows, `(rows, T)`. ValueError that has `name(row)` in it if one is not finite."""
         scores = self.queued(layer, x, rows, run)
-        if scores.isnan().any():
-            raise nan_score(name(int(scores.isnan().any(1).nonzero()[0])), x)
+        if not bool(scores.isfinite().all()):
+            raise no_number(scores, name, x)
         return scores
 
     def queued(self, layer: nn.Module, x: Tensor, rows: int, run: Callable[[int, int], Tensor]) -> Tensor:
@@ -69,9 +69,11 @@ class PerturbationCAM(BaseCAM):
         return self._found.setdefault((device, *kind), BatchSize("auto", device))
 
 
-def nan_score(what: str, x: Tensor) -> ValueError:
+def no_number(scores: Tensor, name: Callable[[int], str], x: Tensor) -> ValueError:
+    """The error for the first of the scores `(rows, T)` that is not finite."""
+    row, t = (~scores.isfinite()).nonzero()[0].tolist()
     advice = "; bfloat16 and float32 reach further than float16" if x.dtype == torch.float16 else ""
-    return ValueError(f"the score of {what} is NaN: the model overflows on it{advice}")
+    return ValueError(f"the score of {name(row)} is {scores[row, t].item()}: the model overflows on it{advice}")
 
 
 def rows_of(images: Tensor) -> Rows:

@@ -30,8 +30,8 @@ class Rectifiers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = _SPELLINGS[func](*args, **kwargs) if func in _SPELLINGS else None
-        if found is None:
+        found = _SPELLINGS[func](*args, **kwargs) if func in _SPELLINGS and "out" not in kwargs else None
+        if found is None or not (found[0].requires_grad and torch.is_grad_enabled()):  # a weight that is clipped, say
             return func(*args, **kwargs)
         self.met += 1
         x, high, in_place = found
@@ -55,6 +55,7 @@ class _Rectify(torch.autograd.Function):
         return (g * ctx.saved_tensors[0] if ctx.guided else g), None, None, None
 
 
+aten = torch.ops.aten
 Found = tuple[Tensor, float | None, bool] | None  # input, upper end, in place; None: no rectifier
 
 
@@ -86,11 +87,8 @@ def _threshold_(input: Tensor, threshold: float, value: float) -> Found:
     return _threshold(input, threshold, value, True)
 
 
-def _clamp(input: Tensor, min: Any = None, max: Any = None, *, out: Any = None, in_place: bool = False) -> Found:
-    from_zero = isinstance(min, int | float) and min == 0
-    if not from_zero or out is not None or not input.is_floating_point():
-        return None
-    if max is not None and (isinstance(max, Tensor) or max <= 0):
+def _clamp(input: Tensor, min: Any = None, max: Any = None, *, in_place: bool = False) -> Found:
+    if isinstance(min, Tensor) or isinstance(max, Tensor) or min is None or min != 0 or max is not None and max <= 0:
         return None
     return input, None if max is None else float(max), in_place
 
@@ -100,8 +98,8 @@ def _clamp_(input: Tensor, min: Any = None, max: Any = None) -> Found:
 
 
 _SPELLINGS: dict[Any, Callable[..., Found]] = {
-    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
-    **dict.fromkeys((F.relu_, torch.relu_, Tensor.relu_), _relu_),
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu, aten.relu, aten.relu.default), _relu),
+    **dict.fromkeys((F.relu_, torch.relu_, Tensor.relu_, aten.relu_, aten.relu_.default), _relu_),
     F.relu6: _relu6,
     F.hardtanh: _hardtanh,
     F.hardtanh_: _hardtanh_,

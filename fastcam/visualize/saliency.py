@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from fastcam.intercept import intercepted
 from fastcam.methods import GradCAM
@@ -54,7 +55,7 @@ class _RectifierGradient:
             self.outputs = None if logits is None else logits.detach()
             self.rectifiers = rectifiers.met
             self._check(net, columns[0])
-            gradients = [_gradient(c, x, keep=n < len(columns)) for n, c in enumerate(columns, 1)]
+            gradients = [self._gradient(c, x, keep=n < len(columns)) for n, c in enumerate(columns, 1)]
         return gradients[0] if per_image(targets) is None else torch.stack(gradients, 1)
 
     def __enter__(self) -> _RectifierGradient:
@@ -64,13 +65,31 @@ class _RectifierGradient:
         """Nothing to undo."""
 
     def _check(self, net: nn.Module, score: Tensor) -> None:
+        if not score.requires_grad:
+            raise self._cut_off()
         if not self.rectifiers:
             raise ValueError(
                 f"{type(net).__name__} met no ReLU in its forward pass: {type(self).__name__} would be the plain "
                 "gradient (GELU, SiLU and leaky rectifiers are left alone)"
             )
-        if not score.requires_grad:
-            raise RuntimeError(f"the output of {type(net).__name__} carries no gradient back to the input")
+
+    def _gradient(self, score: Tensor, x: Tensor, keep: bool) -> Tensor:
+        try:
+            gradient = torch.autograd.grad(score, x, torch.ones_like(score), retain_graph=keep, allow_unused=True)[0]
+        except CheckpointError as error:
+            raise RuntimeError(
+                f"{type(unwrap(self.model)).__name__} checkpoints activations, which are computed again out of "
+                "reach of another backward rule: switch that off"
+            ) from error
+        if gradient is None:
+            raise self._cut_off()
+        return gradient
+
+    def _cut_off(self) -> RuntimeError:
+        return RuntimeError(
+            f"the output of {type(unwrap(self.model)).__name__} carries no gradient back to the input: its forward "
+            "detaches it or switches gradients off"
+        )
 
 
 class GuidedBackprop(_RectifierGradient):
@@ -140,15 +159,10 @@ class GuidedGradCAM:
         """Signed, `(B, k, H, W)` on the model's device, `(B, T, k, H, W)` for targets `(B, T)`; errors of both."""
         gradient = self.guided(input_tensor, targets)
         maps = self.cam.attribute(input_tensor, targets)
-        return gradient * maps.unsqueeze(-3).to(gradient.dtype)
+        return gradient * maps.unsqueeze(1 - input_tensor.ndim).to(gradient.dtype)
 
     def __enter__(self) -> GuidedGradCAM:
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Nothing to undo."""
-
-
-def _gradient(score: Tensor, x: Tensor, keep: bool) -> Tensor:
-    gradient = torch.autograd.grad(score, x, torch.ones_like(score), retain_graph=keep, allow_unused=True)[0]
-    return torch.zeros_like(x) if gradient is None else gradient
