@@ -21,10 +21,12 @@ class Record:
 
     dim      the dimension of the batch, None where nothing depends on it
     factor   how many entries an image has along it, one after the other: the windows of a Swin block, say
+    sure     whether it was made of something that has the batch first
     """
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, sure: bool) -> None:
         self.value = value.detach()
+        self.sure = sure
         self.dim: int | None = 0
         self.factor = 1
 
@@ -103,7 +105,11 @@ class Handed(Tensor):
         )
         result = func(*args, **kwargs)
         written = func._schema.is_mutable and len(given) > 0 and isinstance(given[0], Handed)
-        return given[0] if written and result is args[0] else result
+        if not written or result is not args[0]:
+            return result
+        if result.shape != given[0].shape:
+            raise RuntimeError(f"{func} changes in place the shape of what a module returned: use a GradCAM method")
+        return given[0]
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({tuple(self.shape)})"

@@ -164,6 +164,7 @@ def test_what_must_not_change_a_map(method, x):
     expected = cls(tiny(), "body")(x, [0, 1, 2, 3])
 
     rounding = 1e-4 if issubclass(cls, PerturbationCAM) else 2e-6  # differences of scores, in batches of other sizes
+    rounding = 1e-3 if method == "reciprocam" else rounding  # of probabilities, of an untrained head
 
     def check(actual, tolerance=rounding):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)

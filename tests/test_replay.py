@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-from fastcam.replay import recorded
+from fastcam.recording import recorded
 from fastcam.rows import Rows
 
 from models import small_headed_vgg11_bn, small_vit, tiny

@@ -24,7 +24,8 @@ from fastcam.methods.ablation_layers import (
 )
 from fastcam.methods.perturbation import PerturbationCAM, consecutive, no_number, rows_of
 from fastcam.record import Run, first_tensor
-from fastcam.replay import Recording, Tail, recorded
+from fastcam.recording import Recording, recorded
+from fastcam.replay import Tail
 from fastcam.rows import Rows
 from fastcam.targets import Targets, are_callables, class_indices, find_logits, row_scores
 

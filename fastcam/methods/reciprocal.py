@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fastcam.layers import channel_axis
 from fastcam.methods.ablation import ReplayCAM
 from fastcam.record import Run, first_tensor
-from fastcam.replay import Recording, Tail
+from fastcam.recording import Recording
+from fastcam.replay import Tail
 from fastcam.rows import Rows
 from fastcam.targets import Targets, row_scores
 
