@@ -47,7 +47,7 @@ class BatchSize:
         result = run()
         self._wait()
         self._times.append(time.perf_counter() - begin)
-        if len(self._times) == 2:
+        if len(self._times) >= 2:
             self._decide(self.current / min(self._times))
         return result
 

@@ -156,11 +156,13 @@ class Run:
     input         the input tensor, on the model's device
     output        what the model returned; None if the run was stopped at the last layer
     activations   a tensor per target layer, in the order the layers were given
+    first         the place of its first image in the batch that the caller gave
     """
 
     def __init__(
         self, layers: Sequence[nn.Module], x: Tensor, recorded: Mapping[nn.Module, Tensor], output: Any
     ) -> None:
+        self.first = 0
         self.layers = list(layers)
         self.input = x
         self.output = output

@@ -14,7 +14,16 @@ from fastcam import ops
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks import bench_operators, memory, report, session, settings, side_by_side  # noqa: E402
+from benchmarks import (  # noqa: E402
+    bench_methods,
+    bench_operators,
+    bench_perturbation,
+    memory,
+    report,
+    session,
+    settings,
+    side_by_side,
+)
 
 sys.path.remove(str(ROOT))
 
@@ -91,6 +100,15 @@ def recorded_run():
         "seconds": {"forward": spread(0.1234)},
         "memory_ratios": {"fastcam/forward": 1.0},
     }
+    perturbation = {
+        **{"case": "perturbation", "model": "resnet18", "batch": 1, "method": "scorecam"},
+        "ratios": {
+            **{"fastcam/forward": spread(380.0), "fastcam/masked forward passes": spread(1.02)},
+            **{"grad-cam/fastcam": spread(0.98), "grad-cam/fastcam bf16": spread(12.0)},
+        },
+        "seconds": {"forward": spread(0.0234)},
+        "memory_ratios": {"fastcam/forward": 1.09},
+    }
     operator = {
         **{"case": "operators", "operator": "finish", "shape": [256, 2048, 7, 7], "dtype": "float32"},
         "seconds": {"kernel": spread(2e-5)},
@@ -101,7 +119,7 @@ def recorded_run():
         **{"device": "cpu", "set": None, "date": "2026-01-02", "commit": "0123abc", "dirty": True, "threads": 2},
         **{"hardware": {"cpu": "A CPU", "cores": 2}, "versions": {"torch": "2.15.0"}, "repetitions": 7, "tf32": False},
         **{"failed": ["bench_method[x]"], "left_out": [{"case": "bench_method[y]", "reason": "too slow"}]},
-        "rows": [method, alone, operator],
+        "rows": [method, alone, perturbation, operator],
     }
 
 
@@ -113,6 +131,8 @@ def test_results_survive_the_file_and_the_tables_show_losses():
     times = "123 | 3.00 (2.70–3.30) | 2.40 (2.16–2.64) | 0.800 (0.720–0.880) slower"
     assert f"| resnet18 | 8 | layercam | {times} | 1.00 | 7.77 |" in shown
     assert "| resnet18 | 8 | cam | 123 | 1.05 (0.945–1.16) | – | – | 1.00 | – |" in shown
+    ours = "23.4 | 380 (342–418) | 1.02 (0.918–1.12) | 0.980 (0.882–1.08) slower | 12.0 (10.8–13.2) | 1.09 |"
+    assert f"| resnet18 | 1 | scorecam | {ours}" in shown
     assert "| finish | 256 × 2048 × 7 × 7 | float32 | 20.0 | 2550 | 85% | 5.00 (4.50–5.50) | 40.0 |" in shown
     assert "Failed: bench_method[x]" in shown and "Left out: too slow: bench_method[y]" in shown
 
@@ -166,6 +186,7 @@ def test_cases_of_the_other_operators(shape):
     for operation in (
         bench_operators.finish(shape, "cpu", (8, 8)),
         bench_operators.principal_component(shape, "bfloat16", "cpu"),
+        bench_operators.masked_inputs(3, shape[2], "float32", "cpu"),
     ):
         sets = bench_operators.input_sets(operation, 0)
         assert bench_operators.check(operation, sets[0]) < 1e-4
@@ -178,6 +199,45 @@ def test_definitions_replace_the_kernels_for_a_while():
     with bench_operators.definitions():
         assert ops._on_kernel is not decide
     assert ops._on_kernel is decide
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return bench_methods.Problem.of("toy", 1, "cpu")
+
+
+def test_perturbation_cases_check_themselves(toy):
+    calls = bench_perturbation.sides(toy, "scorecam")
+    assert list(calls) == ["forward", "masked forward passes", "fastcam", "grad-cam"]
+    outputs = {name: calls[name]() for name in ("fastcam", "grad-cam")}
+    assert bench_perturbation.check(toy, "scorecam", outputs, 1e-4)["difference"] < 1e-4
+    with pytest.raises(AssertionError, match="maps differ by"):
+        bench_perturbation.check(toy, "scorecam", {**outputs, "fastcam": outputs["fastcam"] * 0.9}, 1e-4)
+    alone = {"fastcam": bench_perturbation.ours(toy.copied(), "groupcam")()}
+    assert bench_perturbation.check(toy, "groupcam", alone, 1e-4)["difference"] < 1e-4
+    assert bench_perturbation.named("sscam") == "sscam, 2 samples"
+
+
+def test_masked_passes_are_as_many_as_there_are_channels(toy):
+    problem, rows = toy.copied(), []
+    passes = bench_perturbation.masked_passes(problem)
+    problem.net.register_forward_hook(lambda m, inputs, o: rows.append(len(inputs[0])))
+    passes()
+    assert sum(rows) == 512 and max(rows) <= 64
+
+
+def test_rank_correlation():
+    rising = torch.arange(12.0).view(1, 3, 4).numpy()
+    assert bench_perturbation.rank_correlation(rising, rising**3) == pytest.approx(1)
+    assert bench_perturbation.rank_correlation(rising, -rising) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("method", ["guidedbackprop", "deconvnet", "guidedgradcam"])
+def test_gradient_cases_check_themselves(toy, method):
+    gradient = bench_methods.ours(toy.copied(), method)()
+    assert bench_methods.check(toy, method, {"fastcam": gradient}, 1e-4) < 1e-4
+    with pytest.raises(AssertionError, match="differs from a rewritten network's"):
+        bench_methods.check(toy, method, {"fastcam": gradient * 1.01}, 1e-4)
 
 
 def test_a_case_from_end_to_end(tmp_path):

@@ -16,7 +16,9 @@ import fastcam
 from fastcam import GradCAM
 from fastcam.cli import main
 from fastcam.images import Preprocess
+from fastcam.methods import METHODS
 from fastcam.models import load_model
+from fastcam.visualize import SALIENCY
 
 from models import photographs, tiny
 
@@ -172,3 +174,22 @@ def test_the_command_is_installed():
     command = pathlib.Path(sys.executable).with_name("fastcam")
     version = subprocess.run([command, "--version"], capture_output=True, text=True)
     assert version.stdout == f"fastcam {fastcam.__version__}\n"
+
+
+@pytest.mark.parametrize("method", [m for m in [*METHODS, *SALIENCY] if m != "cam"])
+def test_explain_by_every_method(method, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    layer = [] if method in ("guidedbackprop", "deconvnet") else ["--layer", "body"]
+    assert explain(photos / "a.png", photos / "b.jpg", "--method", method, *layer, "--out", out) == 0
+    values, record = np.load(out / "a.npy"), json.loads((out / "a.json").read_text())
+    assert values.shape == ((3, 32, 32) if method in SALIENCY else (32, 32)) and np.ptp(values) > 0
+    assert np.asarray(Image.open(out / "a.png")).shape == (32, 32, 3)
+    assert record["method"] == method and record.get("layer") == (["body"] if layer else None)
+    assert "row" not in capsys.readouterr().err  # a bar is for a terminal
+
+
+def test_options_that_do_not_apply_to_gradients(photos, tmp_path, capsys):
+    assert explain(photos, "--method", "deconvnet", "--layer", "body", "--out", tmp_path / "out") == 2
+    assert "deconvnet looks at the input: --layer does not apply" in capsys.readouterr().err
+    assert explain(photos, "--method", "guidedgradcam", "--aug-smooth", "--out", tmp_path / "out") == 2
+    assert "--aug-smooth and --eigen-smooth are for maps" in capsys.readouterr().err

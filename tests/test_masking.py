@@ -313,3 +313,5 @@ def test_a_nan_score_names_image_and_channel(x):
 
     with pytest.raises(ValueError, match="the score of image 1 masked by channel 5 is nan"):
         ScoreCAM(tiny(Breaks), "tail", batch_size=4)(x, 1)
+    with pytest.raises(ValueError, match="the score of image 1 masked by channel 5 is nan"):
+        ScoreCAM(tiny(Breaks), "tail", batch_size=1)(x, 1)  # in parts of one image

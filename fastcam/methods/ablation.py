@@ -53,7 +53,7 @@ class ReplayCAM(PerturbationCAM):
 
         change(rows, places, output)   changes the layer's output for the rows, each of which is its image's
                                        places[i]-th, and returns it
-        name(image, place)             what a row is, for errors
+        name(image, place)             what a row is, for errors; the image as the caller counts
         The unchanged images are run again too: RuntimeError if their scores are not what they were.
         """
         B, tail, x = len(run.input), run.tails[layer], run.input
@@ -72,9 +72,9 @@ class ReplayCAM(PerturbationCAM):
         off = (same - score(run.output, Rows(torch.arange(B, device=x.device)))).abs()
         if not bool(scores.isfinite().all() & (off <= _tolerance(run.output, same)).all()):  # the one time that we wait
             if not bool(same.isfinite().all()):
-                raise no_number(same, "image {}".format, x)
+                raise no_number(same, lambda row: f"image {run.first + row}", x)
             if not bool(scores.isfinite().all()):
-                raise no_number(scores, lambda row: name(row // per_image, row % per_image), x)
+                raise no_number(scores, lambda row: name(run.first + row // per_image, row % per_image), x)
             raise RuntimeError(
                 f"running again what follows the layer changes a score by {off.max().item():.1e}: the model keeps "
                 "something that the calls of its modules do not show; use a method with gradients"
@@ -178,7 +178,9 @@ class AblationCAM(ReplayCAM):
             if not bool(without.isfinite().all()):
                 n = channels.shape[1]
                 rows = without.movedim(1, 2).flatten(0, 1)
-                raise no_number(rows, lambda row: _named(row // n, int(channels[row // n, row % n])), run.input)
+                raise no_number(
+                    rows, lambda row: _named(run.first + row // n, int(channels[row // n, row % n])), run.input
+                )
         else:
             without = self._replayed_without(run, layer, ablation, channels, values, score)  # (B, n, T)
             found = (original.unsqueeze(1) - without).movedim(1, 2)
@@ -249,7 +251,9 @@ class AblationCAM(ReplayCAM):
             t[at, which] = values[rows.images, places].view(-1, *[1] * (t.ndim - 2))
             return output
 
-        return self.replayed(run, layer, channels.shape[1], change, score, lambda b, n: _named(b, int(channels[b, n])))
+        return self.replayed(
+            run, layer, channels.shape[1], change, score, lambda b, n: _named(b, int(channels[b - run.first, n]))
+        )
 
     def _by_protocol(self, run: Recording, layer: nn.Module, A: Tensor, ablation: Any, score: Score) -> Tensor:
         """The scores `(B, C, T)` by somebody else's ablation layer, as pytorch-grad-cam asks it; NaN for the others."""
@@ -269,7 +273,7 @@ class AblationCAM(ReplayCAM):
                     )
                     return score(replay(rows, ablation(None)), rows)
 
-                names = [_named(image, int(c)) for c in chosen]
+                names = [_named(run.first + image, int(c)) for c in chosen]
                 found = self.scores_of(layer, run.input, len(chosen), without, names.__getitem__)
                 if scores is None:
                     scores = found.new_full((B, C, found.shape[1]), torch.nan)

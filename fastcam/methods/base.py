@@ -177,7 +177,7 @@ class BaseCAM:
         parts, outputs = [], []
         for start in range(0, B, step):
             part = targets if step >= B else part_of(targets, start, start + step, B)
-            parts.append(self._maps_of_part(x[start : start + step], layers, part, **options))
+            parts.append(self._maps_of_part(x[start : start + step], start, layers, part, **options))
             outputs.append(self.outputs)
         if len(parts) == 1:
             return parts[0]
@@ -188,6 +188,7 @@ class BaseCAM:
     def _maps_of_part(
         self,
         x: Tensor,
+        first: int,
         layers: Sequence[nn.Module],
         targets: Targets,
         eigen_smooth: bool,
@@ -196,6 +197,7 @@ class BaseCAM:
         complete: bool,
     ) -> list[Tensor]:
         with self.recorded(x, layers, complete) as run:
+            run.first = first
             logits = find_logits(run.output)
             self.outputs = None if logits is None else logits.detach()
             lows = self.low_maps(run, targets, eigen_smooth)

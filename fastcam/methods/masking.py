@@ -38,7 +38,7 @@ class ScoreCAM(PerturbationCAM):
         lows = []
         for layer, A in zip(run.layers, self.spatial(run, run.activations), strict=True):
             chosen = self.chosen(run, layer, A, targets)
-            weights = self._weights(layer, run.input, A, chosen, score)  # (B, T, C)
+            weights = self._weights(run, layer, A, chosen, score)  # (B, T, C)
             lows.append(self.weighted_map(A, weights.flatten(0, 1).to(ops.wide(A).dtype), eigen_smooth))
         return lows
 
@@ -46,28 +46,34 @@ class ScoreCAM(PerturbationCAM):
         """Which channels are scored, `(B, C)`; the others get the weight 0."""
         return torch.ones(A.shape[:2], dtype=torch.bool, device=A.device)
 
-    def varied(self, batch: Tensor, x: Tensor, images: Tensor, repeat: Tensor) -> Tensor:
-        """The masked batch as it is scored for the given repeats `(N,)`."""
+    def draws(self, x: Tensor) -> Tensor | None:
+        """What is drawn at random for inputs x, `(repeats, ...)`."""
+        return None
+
+    def varied(self, batch: Tensor, seen: Tensor, repeat: Tensor, draws: Tensor | None) -> Tensor:
+        """The masked images `(N, k, *S)` as they are scored for the repeats `(N,)`; `seen` are the images unmasked."""
         return batch
 
-    def _weights(self, layer: nn.Module, x: Tensor, A: Tensor, chosen: Tensor, score: Score) -> Tensor:
-        net, R = unwrap(self.model), self.repeats
+    def _weights(self, run: Run, layer: nn.Module, A: Tensor, chosen: Tensor, score: Score) -> Tensor:
+        net, x, R, draws = unwrap(self.model), run.input, self.repeats, self.draws(run.input)
         low = A.flatten(2)
         constant = chosen & (low.amax(2) == low.amin(2))
         first = constant & (constant.cumsum(1) == 1)  # of each image, for all its constant channels
         pairs = (chosen & ~constant | first).nonzero()  # (K, 2), image and channel
 
-        def run(start: int, stop: int) -> Tensor:
+        def masked(start: int, stop: int) -> Tensor:
             at = torch.arange(start, stop, device=x.device)
             images, channels = pairs[at // R].unbind(1)
             batch = ops.masked_inputs(x, A[images, channels], images)
-            return score(call(net, self.varied(batch, x, images, at % R)), rows_of(images))
+            if type(self).varied is not ScoreCAM.varied:
+                batch = self.varied(batch, x[images], at % R, draws)
+            return score(call(net, batch), rows_of(images))
 
         def name(row: int) -> str:
             image, channel = pairs[row // R].tolist()
-            return f"image {image} masked by channel {channel}"
+            return f"image {run.first + image} masked by channel {channel}"
 
-        scored = self.scores_of(layer, x, len(pairs) * R, run, name)
+        scored = self.scores_of(layer, x, len(pairs) * R, masked, name)
         scored = scored.unflatten(0, (-1, R)).mean(1)  # (K, T)
         of_channel = scored.new_full((*A.shape[:2], scored.shape[1]), -torch.inf)  # (B, C, T)
         of_channel[tuple(pairs.unbind(1))] = scored
@@ -158,16 +164,9 @@ class SSCAM(ScoreCAM):
         draws = torch.randn(self.repeats, k, *x.shape[2:], generator=generator) * self.std
         return draws.to(x.device, x.dtype)
 
-    def _weights(self, layer: nn.Module, x: Tensor, A: Tensor, chosen: Tensor, score: Score) -> Tensor:
-        self._draws = self.draws(x)
-        try:
-            return super()._weights(layer, x, A, chosen, score)
-        finally:
-            del self._draws
-
-    def varied(self, batch: Tensor, x: Tensor, images: Tensor, repeat: Tensor) -> Tensor:
-        noise = self._draws[repeat]
-        return batch + (noise if self.noise == "input" else x[images] * noise)
+    def varied(self, batch: Tensor, seen: Tensor, repeat: Tensor, draws: Tensor | None) -> Tensor:
+        assert draws is not None
+        return batch + (draws[repeat] if self.noise == "input" else seen * draws[repeat])
 
 
 class ISCAM(ScoreCAM):
@@ -193,7 +192,7 @@ class ISCAM(ScoreCAM):
             raise ValueError(f"samples must be 1 or more, got {samples}")
         self.repeats = samples
 
-    def varied(self, batch: Tensor, x: Tensor, images: Tensor, repeat: Tensor) -> Tensor:
+    def varied(self, batch: Tensor, seen: Tensor, repeat: Tensor, draws: Tensor | None) -> Tensor:
         i = repeat + 1
         factor = (i * (i + 1)).to(batch.dtype) / (2 * self.repeats)
         return batch * factor.view(-1, *[1] * (batch.ndim - 1))
@@ -242,7 +241,7 @@ class GroupCAM(PerturbationCAM):
             maps = []
             for t, G in enumerate(gradients):
                 M = self.masks(A, G[n])
-                gain = self._seen(layer, run.input, blurred, M, score)[..., t] - unseen[:, t, None]  # (B, L)
+                gain = self._seen(run, layer, blurred, M, score)[..., t] - unseen[:, t, None]  # (B, L)
                 maps.append(_scaled_sum(M, gain, run.input.shape[2:]))
             lows.append(torch.stack(maps, 1).flatten(0, 1).unsqueeze(1))
         return lows
@@ -254,16 +253,19 @@ class GroupCAM(PerturbationCAM):
         threshold = M.flatten(2).quantile(0.7, 2)
         return torch.where(threshold.view(*threshold.shape, *[1] * (M.ndim - 2)) < M, M, 0)
 
-    def _seen(self, layer: nn.Module, x: Tensor, blurred: Tensor, M: Tensor, score: Score) -> Tensor:
+    def _seen(self, run: Run, layer: nn.Module, blurred: Tensor, M: Tensor, score: Score) -> Tensor:
         """The probabilities `(B, L, T)` of the images seen through the masks."""
-        net, L = unwrap(self.model), M.shape[1]
+        net, x, L = unwrap(self.model), run.input, M.shape[1]
 
-        def run(start: int, stop: int) -> Tensor:
+        def masked(start: int, stop: int) -> Tensor:
             images = torch.arange(start, stop, device=x.device) // L
             batch = ops.masked_inputs(x, M.flatten(0, 1)[start:stop], images, blurred, align_corners=False)
             return score(call(net, batch), rows_of(images))
 
-        seen = self.scores_of(layer, x, len(x) * L, run, lambda r: f"image {r // L} masked by group {r % L}")
+        def name(row: int) -> str:
+            return f"image {run.first + row // L} masked by group {row % L}"
+
+        seen = self.scores_of(layer, x, len(x) * L, masked, name)
         return seen.unflatten(0, (-1, L))
 
 
