@@ -31,7 +31,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 if some images failed, 2 for a mistake in the arguments."""
+    """Run the command; the exit status: 0, 1 if some images failed, 2 for wrong arguments, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             _complain(error)
             return 2
+        except KeyboardInterrupt:
+            _complain("interrupted; what was written so far is complete")
+            return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--aug-smooth", action="store_true", help="mean over six augmentations of the image")
     explain.add_argument("--eigen-smooth", action="store_true", help="principal component instead of the sum")
     explain.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
-    explain.add_argument("--batch-size", type=_positive, default=16, help="default: 16")
+    explain.add_argument("--batch-size", type=_positive, default=16, help="images at once; default: 16")
     explain.set_defaults(run=_explain)
 
     layers = commands.add_parser("layers", help="list a model's layers, their output shapes and the suggested one")

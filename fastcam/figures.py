@@ -41,12 +41,14 @@ def gradient_picture(gradient: Any, colormap: str = "RdBu_r") -> np.ndarray:
     Three channels in their own colours, grey + g / (2 s); otherwise the sum over channels in colours from -s to s;
     s is the 99th percentile of the absolute values.
 
-    gradient   tensor or array `(k, H, W)`, from `GuidedBackprop` say
+    gradient   tensor or array `(k, H, W)`, from `GuidedBackprop` say, or `(H, W, k)` with k = 1 or 3
     Raises ValueError for another shape, or values that are not finite.
     """
     values = np.asarray(gradient.detach().cpu().float() if isinstance(gradient, Tensor) else gradient, np.float32)
+    if values.ndim == 3 and len(values) not in (1, 3) and values.shape[2] in (1, 3):
+        values = np.moveaxis(values, -1, 0)
     if values.ndim != 3:
-        raise ValueError(f"gradient must be (k, H, W), got {values.shape}")
+        raise ValueError(f"gradient must be (k, H, W) or (H, W, k), one image's, got {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError("gradient has values that are not finite")
     values = values if len(values) == 3 else values.sum(0, keepdims=True)

@@ -33,7 +33,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, net: nn.Module, layers: Sequence[nn.Module], x: Tensor, head: bool) -> None:
         super().__init__()
         self._net, self._pending, self._head = net, set(layers), head
-        self._ancestors = {m for m in net.modules() if self._pending & set(m.modules())}
+        self._ancestors = _ancestors(net, self._pending)
         self._records: dict[int, list[Record]] = {}  # by the memory that they share with the model
         self._stack = [_Frame(net, True)]
         self._batch = len(x)
@@ -134,6 +134,17 @@ class _Recorder(TorchDispatchMode):
             parts = [(step.output, list(step.writes.values())) for step in tail.steps]
             found += [r for r in pytree.tree_leaves([tail.output, parts]) if isinstance(r, Record)]
         return found
+
+
+def _ancestors(net: nn.Module, layers: set[nn.Module]) -> set[nn.Module]:
+    """The modules that hold one of the layers, wherever it is registered."""
+    named = dict(net.named_modules(remove_duplicate=False))
+    found = set()
+    for name, module in named.items():
+        while module in layers and "." in name:
+            name = name.rpartition(".")[0]
+            found.add(named[name])
+    return found
 
 
 def _shared(new: Sequence[Any], given: Sequence[Any]) -> bool:

@@ -193,3 +193,12 @@ def test_options_that_do_not_apply_to_gradients(photos, tmp_path, capsys):
     assert "deconvnet looks at the input: --layer does not apply" in capsys.readouterr().err
     assert explain(photos, "--method", "guidedgradcam", "--aug-smooth", "--out", tmp_path / "out") == 2
     assert "--aug-smooth and --eigen-smooth are for maps" in capsys.readouterr().err
+
+
+def test_an_interruption(photos, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GradCAM, "low_maps", interrupted)
+    assert explain(photos, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().err == "fastcam: interrupted; what was written so far is complete\n"

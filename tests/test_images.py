@@ -158,7 +158,8 @@ def test_gradient_picture():
     one = gradient_picture(torch.linspace(-1, 1, 101).view(1, 1, 101))
     assert one[0, 0, 2] > one[0, 0, 0] and one[0, -1, 0] > one[0, -1, 2] and np.ptp(one[0, 50]) < 12
     assert gradient_picture(torch.zeros(1, 4, 4)).std() < 5
-    with pytest.raises(ValueError, match=r"gradient must be \(k, H, W\), got \(4, 4\)"):
+    np.testing.assert_array_equal(gradient_picture(gradient.movedim(0, -1).numpy()), picture)
+    with pytest.raises(ValueError, match=r"gradient must be \(k, H, W\) or \(H, W, k\).*got \(4, 4\)"):
         gradient_picture(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="not finite"):
         gradient_picture(torch.full((1, 4, 4), torch.nan))

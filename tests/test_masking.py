@@ -280,7 +280,11 @@ def test_bad_input(x):
         GroupCAM(net, "tail")(x, eigen_smooth=True)
     for wrong in (0, -1, 2.5, "big", True):
         with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more"):
-            ScoreCAM(net, "tail", batch_size=wrong)(x)
+            ScoreCAM(net, "tail", batch_size=wrong)
+        cam = ScoreCAM(net, "tail")
+        cam.batch_size = wrong
+        with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more"):
+            cam(x)
     with pytest.raises(ValueError, match="must give a scalar tensor per image"):
         ScoreCAM(net, "tail")(x, lambda row: row)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastcam import ops
 from fastcam.batches import check_batch_size
 from fastcam.head import linear_head
-from fastcam.layers import channel_axis
+from fastcam.layers import channel_axis, layer_name
 from fastcam.methods.ablation_layers import (
     FAR_BELOW,
     AblationLayer,
@@ -97,8 +97,9 @@ class AblationCAM(ReplayCAM):
     w_c = (y - y_c) / y,  map = sum_c w_c A_c,  y_c the score without channel c
 
     A channel is taken away by setting it to 0 where the image's smallest activation is 0, otherwise to 1e7 less than
-    that, which is pytorch-grad-cam's choice. A negative y turns the map round, as there; where y is 0 it is left out.
-    Where a mean over space and one linear layer follow, y_c is known without a second pass.
+    that, which is pytorch-grad-cam's choice: a layer behind a ReLU is the better one. A negative y turns the map round,
+    as there; where y is 0 it is left out. One replay a channel of what follows the layer; where that is a mean over
+    space and one linear layer, y_c is known without any.
 
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
     >>> AblationCAM(model, "0")(torch.rand(2, 1, 8, 8), targets=1).shape
@@ -129,6 +130,8 @@ class AblationCAM(ReplayCAM):
                                    pushes the next one 1e7 further down: it depends on `batch_size`, a number then
         """
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, progress=progress, sign=sign)
+        if isinstance(ablation_layer, type):
+            raise TypeError(f"ablation_layer must be an instance, got the class {ablation_layer.__name__}")
         if not 0 < ratio_channels_to_ablate <= 1:
             raise ValueError(f"ratio_channels_to_ablate must be in (0, 1], got {ratio_channels_to_ablate}")
         if reference_batching:
@@ -163,6 +166,12 @@ class AblationCAM(ReplayCAM):
         """y - y_c, `(B, T, C)`; 0 for channels that are not ablated."""
         tail, (B, C) = run.tails[layer], A.shape[:2]
         ablation = self._ablation_layer(tail)
+        axis = getattr(ablation, "axis", None)
+        if axis is not None and tail.activation.movedim(tail.batch_dim, 0).shape[axis] != C:
+            raise ValueError(
+                f"the {C} channels of layer {layer_name(self.model, layer)!r} are not in dimension {axis} of its "
+                f"output {tuple(tail.activation.shape)}: leave ablation_layer out, or choose another"
+            )
         if type(ablation) not in (AblationLayer, AblationLayerVit, AblationLayerFasterRCNN):
             without = self._by_protocol(run, layer, A, ablation, score)  # (B, C, T), NaN where nothing was ablated
             drop = original.unsqueeze(1) - without

@@ -23,8 +23,8 @@ class ScoreCAM(PerturbationCAM):
 
     w = softmax_c y(x m_c),  map = sum_c w_c A_c,  m_c = A_c resized to the input and scaled to [0, 1]
 
-    y is the target's score. All channels that are constant have the mask 0 and share one forward pass. The paper
-    subtracts the score of a baseline, which the softmax takes out again.
+    y is the target's score. One forward pass a channel; those that are constant have the mask 0 and share one. The
+    paper subtracts the score of a baseline, which the softmax takes out again.
 
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
     >>> ScoreCAM(model, "0")(torch.rand(2, 1, 8, 8), targets=1).shape
@@ -131,7 +131,7 @@ class SSCAM(ScoreCAM):
 
     noise="activation"   x_ci = x (m_c + d_i), d_i ~ N(0, std²) for each pixel
     noise="input"        x_ci = x m_c + d_i, d_i ~ N(0, std²) for each pixel and channel of x, in the unit of x
-    The same n draws serve all channels and images, so that channels differ by their masks alone.
+    The same n draws serve all channels and images, so that channels differ by their masks alone. n passes a channel.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class ISCAM(ScoreCAM):
 
     w = softmax_c mean_i y(b_i x m_c), i = 1..n,  b_i = sum_{j <= i} j / n,  map = sum_c w_c A_c, m_c as in `ScoreCAM`
 
-    The masked input grows in steps that add up, as in torch-cam's ISCAM.
+    The masked input grows in steps that add up, as in torch-cam's ISCAM. n forward passes a channel.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class GroupCAM(PerturbationCAM):
         groups: int = 32,
         **options: Any,
     ) -> None:
-        """Arguments as in `ScoreCAM`, and the number of `groups`."""
+        """Arguments as in `ScoreCAM`, and the number of `groups`, as many as channels at most."""
         super().__init__(model, target_layers, reshape_transform, **options)
         if groups < 1:
             raise ValueError(f"groups must be 1 or more, got {groups}")

@@ -41,7 +41,9 @@ class PerturbationCAM(BaseCAM):
         progress     show a bar on stderr
         """
         super().__init__(model, target_layers, reshape_transform, sign=sign)
-        self.batch_size = batch_size
+        if batch_size != "auto":
+            check_batch_size(batch_size)
+        self.batch_size = batch_size  # looked at in each call: users set it afterwards
         self.progress = progress
         self._found: dict[Any, BatchSize] = {}
 
