@@ -112,7 +112,7 @@ class _Player:
             raise self._other_order(module, step.module)
         if step.inside:
             return forward(*args, **kwargs)
-        if step.again:
+        if step.again and self._waiting:  # the layer itself, the last one, is given
             self._again += 1
             try:
                 return self._for_real(forward, args, kwargs)

@@ -416,6 +416,23 @@ class DropoutIsTheLayer(Net):
         return self.c(self.b(y)) + y
 
 
+class Turned(nn.Module):
+    def forward(self, x):
+        return x.transpose(2, 3)
+
+
+class ViewIsTheLayer(Net):
+    """Whose output shares its argument's memory, as a permutation's does."""
+
+    def __init__(self):
+        super().__init__()
+        self.b = Turned()
+
+    def features(self, x):
+        y = self.a(self.stem(x))
+        return self.c(self.b(y).transpose(2, 3))
+
+
 TOYS = [
     CalledTwice,
     DictOutput,
@@ -437,6 +454,7 @@ TOYS = [
     WrittenByANestedModule,
     ReturnsItsArgument,
     DropoutIsTheLayer,
+    ViewIsTheLayer,
     ModuleReturnsAView,
     ModuleReturnsAViewWrittenByAModule,
 ]
