@@ -262,7 +262,7 @@ def _forward(
 
     with hooked(wanted, keep):
         try:
-            output = call(net, x)
+            output = call(net, x.clone())  # which the model may write into
         except _Stop:
             output = None
     check_ran(net, layers, recorded)

@@ -195,7 +195,7 @@ def recorded(model: nn.Module, layers: Sequence[nn.Module], x: Tensor, *, head: 
 def _run(net: nn.Module, layers: Sequence[nn.Module], x: Tensor, head: bool) -> tuple[_Recorder, Any]:
     recorder = _Recorder(net, layers, x, head)
     with torch.no_grad(), intercepted((m for m in net.modules() if m is not net), recorder), recorder:
-        output = call(net, x)
+        output = call(net, x.clone())  # which the model may write into
     check_ran(net, layers, recorder.activations)
     return recorder, output
 

@@ -59,20 +59,21 @@ class ReplayCAM(PerturbationCAM):
         B, tail, x = len(run.input), run.tails[layer], run.input
 
         def again(start: int, stop: int) -> Tensor:
-            rows = rows_of(B - 1 - torch.arange(start, stop, device=x.device))  # in another order than recorded
+            rows = rows_of(order[start:stop])
             return score(replay(rows, tail.rows(rows)), rows)
 
         def changed(start: int, stop: int) -> Tensor:
             rows, places = consecutive(start, stop, per_image, x.device)
             return score(replay(rows, change(rows, places, tail.rows(rows))), rows)
 
+        order = (B - 1 - torch.arange(B + 1, device=x.device)).clamp(min=0)  # other rows than those recorded
         with tail.replaying() as replay:
-            same = self.queued(layer, x, B, again).flip(0)
+            same = self.queued(layer, x, B + 1, again)
             scores = self.queued(layer, x, B * per_image, changed)
-        off = (same - score(run.output, Rows(torch.arange(B, device=x.device)))).abs()
+        off = (same - score(run.output, Rows(torch.arange(B, device=x.device)))[order]).abs()
         if not bool(scores.isfinite().all() & (off <= _tolerance(run.output, same)).all()):  # the one time that we wait
             if not bool(same.isfinite().all()):
-                raise no_number(same, lambda row: f"image {run.first + row}", x)
+                raise no_number(same, lambda row: f"image {run.first + int(order[row])}", x)
             if not bool(scores.isfinite().all()):
                 raise no_number(scores, lambda row: name(run.first + row // per_image, row % per_image), x)
             raise RuntimeError(
@@ -88,7 +89,7 @@ def _tolerance(output: Any, scores: Tensor) -> Tensor:
     kind = scores.dtype if logits is None else logits.dtype
     share = {torch.float64: 1e-6, torch.float32: 0.02}.get(kind, 0.1)
     scale = scores.abs().amax() if logits is None else torch.maximum(scores.abs().amax(), logits.abs().amax())
-    return share * scale.clamp(min=1)
+    return share * scale
 
 
 class AblationCAM(ReplayCAM):

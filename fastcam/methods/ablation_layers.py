@@ -90,7 +90,8 @@ class AblationLayerFasterRCNN(AblationLayer):
 
     def __call__(self, x: Any) -> Any:
         output = self.activations
-        ablate_in_levels(output, torch.arange(len(self.indices)), torch.as_tensor(np.asarray(self.indices)).long())
+        channels = torch.as_tensor(np.asarray(self.indices)).long().to(next(iter(output.values())).device)
+        ablate_in_levels(output, torch.arange(len(channels), device=channels.device), channels)
         return output
 
 

@@ -235,7 +235,9 @@ class GroupCAM(PerturbationCAM):
             columns = scores(run.output, targets, B).view(B, -1).unbind(1)
         gradients = [self.spatial(run, run.gradients(column, keep_graph=True)) for column in columns]
         blurred = blur(run.input)
-        unseen = score(call(unwrap(self.model), blurred), rows_of(torch.arange(B, device=run.input.device)))  # (B, T)
+        unseen = score(
+            call(unwrap(self.model), blurred.clone()), rows_of(torch.arange(B, device=run.input.device))
+        )  # (B, T)
         lows = []
         for n, (layer, A) in enumerate(zip(run.layers, self.spatial(run, run.activations), strict=True)):
             maps = []

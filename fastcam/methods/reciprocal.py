@@ -123,13 +123,6 @@ class ViTReciproCAM(ReciproCAM):
         return super()._entries(tail, axis)
 
 
-def _keep(tail: Tail, axis: int, kept: Tensor, rows: Rows, places: Tensor, output: Any) -> Any:
-    """The layer's output with what the n-th row keeps, `kept[places[n]]`."""
-    t = first_tensor(tail.layer, output)[0].movedim(tail.batch_dim, 0).movedim(axis, 1)  # (N, C, ...)
-    t *= kept[places].view(len(t), 1, *t.shape[2:]).to(t.dtype)
-    return output
-
-
 def _neighbourhoods(S: torch.Size, gaussian: bool) -> Tensor:
     """K for each position of a map of shape S: `(Q, Q)`."""
     Q = S.numel()
