@@ -16,11 +16,16 @@ _LARGEST = {"cpu": 64}  # elsewhere 1024
 _GAIN = 1.05  # a larger batch must be faster by this factor
 
 
+def check_count(name: str, given: Any, otherwise: str = "") -> int:
+    """The given number, or a ValueError unless it is whole and 1 or more."""
+    if not isinstance(given, int | np.integer) or isinstance(given, bool) or given < 1:
+        raise ValueError(f"{name} must be a whole number of 1 or more{otherwise}, got {given!r}")
+    return int(given)
+
+
 def check_batch_size(given: Any) -> int:
     """The given size, or a ValueError."""
-    if not isinstance(given, int | np.integer) or isinstance(given, bool) or given < 1:
-        raise ValueError(f'batch_size must be a whole number of 1 or more, or "auto", got {given!r}')
-    return int(given)
+    return check_count("batch_size", given, ', or "auto"')
 
 
 class BatchSize:
@@ -102,10 +107,16 @@ def _unless_out_of_memory(run: Callable[[], Tensor], size: BatchSize, rows: int)
     except RuntimeError as error:
         if not is_out_of_memory(error) or not size.halve(rows):
             raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # fragments of the failed batch
+    free_memory()
     return None
 
 
+def free_memory() -> None:
+    """Give back the fragments that a failed batch left."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

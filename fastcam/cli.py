@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
 import json
 import sys
 import tempfile
@@ -63,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--target", type=int, help="class index; default: the predicted class")
     explain.add_argument("--aug-smooth", action="store_true", help="mean over six augmentations of the image")
     explain.add_argument("--eigen-smooth", action="store_true", help="principal component instead of the sum")
+    explain.add_argument(
+        *("--option", "-o"),
+        action="append",
+        type=_option,
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the method's class, channels=8 for fasterscorecam say; repeat for several",
+    )
     explain.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
     explain.add_argument("--batch-size", type=_positive, default=16, help="images at once; default: 16")
     explain.set_defaults(run=_explain)
@@ -103,7 +113,7 @@ def _explain(options: argparse.Namespace) -> int:
     model = loaded.model.to(options.device, DTYPES[options.dtype])
     cam, smoothing = _explainer(options, model)
     kept = ("model", "weights", "method", "aug_smooth", "eigen_smooth", "dtype", "device")
-    shared = {name: getattr(options, name) for name in kept}
+    shared = {name: getattr(options, name) for name in kept} | {"options": dict(options.option)}
     shared |= {"preprocess": asdict(loaded.preprocess), "fastcam": fastcam.__version__}
     target = options.target if getattr(cam, "class_discriminative", True) else None
     if target != options.target:
@@ -136,16 +146,28 @@ def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Exp
 
     if (cls := METHODS.get(options.method)) is not None:
         smoothing = {"aug_smooth": options.aug_smooth, "eigen_smooth": options.eigen_smooth}
-        if issubclass(cls, PerturbationCAM):
-            return cls(model, options.layer, progress=sys.stderr.isatty()), smoothing
-        return cls(model, options.layer), smoothing
+        progress = {"progress": sys.stderr.isatty()} if issubclass(cls, PerturbationCAM) else {}
+        return _made(cls, options, model, options.layer, **progress), smoothing
     if options.aug_smooth or options.eigen_smooth:
         raise ValueError(f"--aug-smooth and --eigen-smooth are for maps, {options.method} gives gradients")
     if options.method == "guidedgradcam":
-        return GuidedGradCAM(model, options.layer), {}
+        return _made(GuidedGradCAM, options, model, options.layer), {}
     if options.layer:
         raise ValueError(f"{options.method} looks at the input: --layer does not apply")
-    return SALIENCY[options.method](model), {}
+    return _made(SALIENCY[options.method], options, model), {}
+
+
+def _made(cls: Any, options: argparse.Namespace, *arguments: Any, **keywords: Any) -> Any:
+    """An object of the method's class with the options given for it, or a ValueError that says which it has."""
+    signatures = [inspect.signature(c.__init__).parameters for c in cls.__mro__ if "__init__" in vars(c)]
+    known = {p.name for s in signatures for p in s.values() if p.kind == p.KEYWORD_ONLY} | {
+        name for name, p in signatures[0].items() if p.default is not p.empty
+    } - {"target_layers", "reshape_transform", "device"}
+    for name, _ in options.option:
+        if name not in known:
+            has = f"it has {', '.join(sorted(known))}" if known else "it has none"
+            raise ValueError(f"{options.method} has no option {name!r}: {has}")
+    return cls(*arguments, **{**keywords, **dict(options.option)})
 
 
 def _load(options: argparse.Namespace) -> Loaded:
@@ -281,6 +303,17 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
     return int(text)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """A name and its value: a number, True, a list ... as in Python, and otherwise the text itself."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def _numbers(text: str) -> tuple[float, ...]:

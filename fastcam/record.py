@@ -222,6 +222,11 @@ def record(
     Raises ValueError if a layer does not run, RuntimeError if no gradient can flow from the output to a layer.
     """
     net = unwrap(model)
+    if gradients and any(p.is_inference() for p in net.parameters()):
+        raise RuntimeError(
+            f"{type(net).__name__} was created or loaded inside torch.inference_mode(), its parameters give no "
+            "gradient: create it outside, or use a method without gradients, EigenCAM or ScoreCAM"
+        )
     with evaluation(net), ExitStack() as stack:
         x = owned(net, x)
         forward = partial(_forward, net, layers, x, gradients, complete, stack)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastcam.batches import is_out_of_memory
 from fastcam.intercept import intercepted
 from fastcam.record import Run, call, check_ran, evaluation, first_tensor, owned, unwrap
 from fastcam.replay import Argument, Step, Tail
@@ -187,12 +188,21 @@ def recorded(model: nn.Module, layers: Sequence[nn.Module], x: Tensor, *, head: 
     net = unwrap(model)
     with evaluation(net):
         x = owned(net, x)
-        recorder, output = _run(net, layers, x, head and len(set(layers)) == 1)
+        recorder, output = _run_with_head(net, layers, x) if head and len(set(layers)) == 1 else _run(net, layers, x)
         _lay_out(recorder, net, layers, x)
         yield Recording(layers, x, recorder.activations, output, recorder.tails)
 
 
-def _run(net: nn.Module, layers: Sequence[nn.Module], x: Tensor, head: bool) -> tuple[_Recorder, Any]:
+def _run_with_head(net: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> tuple[_Recorder, Any]:
+    try:
+        return _run(net, layers, x, head=True)
+    except RuntimeError as error:  # what follows the layer may be for tensors without a graph only
+        if is_out_of_memory(error):
+            raise
+    return _run(net, layers, x)
+
+
+def _run(net: nn.Module, layers: Sequence[nn.Module], x: Tensor, head: bool = False) -> tuple[_Recorder, Any]:
     recorder = _Recorder(net, layers, x, head)
     with torch.no_grad(), intercepted((m for m in net.modules() if m is not net), recorder), recorder:
         output = call(net, x.clone())  # which the model may write into
@@ -205,7 +215,7 @@ def _lay_out(recorder: _Recorder, net: nn.Module, layers: Sequence[nn.Module], x
     B, records = len(x), recorder.records()
     if all(_batch_first(r, B, x.ndim) for r in records):
         return
-    longer, _ = _run(net, layers, torch.cat([x, x[:1]]), False)
+    longer, _ = _run(net, layers, torch.cat([x, x[:1]]))
     others = longer.records()
     if len(others) != len(records):
         raise RuntimeError(f"{type(net).__name__} calls other modules for {B + 1} images than for {B}")

@@ -145,5 +145,6 @@ class _Player:
         called = "ended" if module is None else f"called {names.get(module, type(module).__name__)!r}"
         return RuntimeError(
             f"the model {called} where the recorded run called {names.get(expected, type(expected).__name__)!r}: the "
-            f"order of its calls depends on its input, so what follows {names.get(self._tail.layer)!r} can't run alone"
+            "order of its calls depends on its input, or on how many images that has, so what follows "
+            f"{names.get(self._tail.layer)!r} can't run alone"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +11,21 @@ from torch.utils import _pytree as pytree
 
 
 class Rows(NamedTuple):
-    """The rows of a batch to replay: the image of each, `(N,)` on the model's device, and which, if it is one only."""
+    """The rows of a batch that is made from images: the image of each.
+
+    images   `(N,)` on the model's device
+    listed   the same on the host, so that no one waits for the device
+    only     the image of all rows, if it is one
+    """
 
     images: Tensor
-    only: int | None = None
+    listed: Sequence[int]
+    only: int | None
+
+    @classmethod
+    def of(cls, images: Iterable[int], device: torch.device) -> Rows:
+        listed = tuple(images)
+        return cls(torch.tensor(listed, device=device), listed, listed[0] if len(set(listed)) == 1 else None)
 
 
 class Record:
@@ -110,6 +122,12 @@ class Handed(Tensor):
         if result.shape != given[0].shape:
             raise RuntimeError(f"{func} changes in place the shape of what a module returned: use a GradCAM method")
         return given[0]
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self.memory().numpy(force=force)
+
+    def tolist(self) -> Any:
+        return self.memory().tolist()
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({tuple(self.shape)})"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcam import ops
 from fastcam.rows import Rows
 
 Targets = Any  # None | int | list[int] | LongTensor (B,) or (B, T) | callable | list of callables
@@ -129,18 +130,17 @@ def row_scores(targets: Targets, output: Any, batch: int, probability: bool = Fa
         indices = class_indices(targets, logits).view(batch, -1)  # (B, T)
 
         def by_class(rows_output: Any, rows: Rows) -> Tensor:
-            values = _wide(logits_of(rows_output))
-            _check_rows(values, len(rows.images))
-            return (values.softmax(1) if probability else values).gather(1, indices[rows.images])
+            values = ops.wide(logits_of(rows_output))
+            _check_rows(values, len(rows.listed))
+            return (values.softmax(1) if probability else values).gather(1, indices[rows.images.to(indices.device)])
 
         return by_class
     calls = _calls(targets, batch)
 
     def by_callable(rows_output: Any, rows: Rows) -> Tensor:
-        N = len(rows.images)
-        images = rows.images.tolist() if rows.only is None else [rows.only] * N
-        values = [_scalar(calls[i], row) for i, row in zip(images, _rows_of(rows_output, N), strict=True)]
-        return _wide(torch.stack(values).unsqueeze(1))
+        outputs = _rows_of(rows_output, len(rows.listed))
+        values = [_scalar(calls[i], row) for i, row in zip(rows.listed, outputs, strict=True)]
+        return ops.wide(torch.stack(values).unsqueeze(1))
 
     return by_callable
 
@@ -209,10 +209,6 @@ def _calls(targets: Targets, batch: int) -> list[Callable[[Any], Tensor]]:
     if len(calls) not in (1, batch):
         raise ValueError(f"targets must be one or {batch} for {batch} images, got {len(calls)}")
     return calls * (batch // len(calls))
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def _check_rows(rows: Any, batch: int) -> None:

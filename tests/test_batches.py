@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
 
-from fastcam import ScoreCAM
+from fastcam import GroupCAM, ScoreCAM, batches
 from fastcam.batches import BatchSize, in_batches, is_out_of_memory
 
 from models import TinyNet, tiny
@@ -16,17 +14,30 @@ from models import TinyNet, tiny
 CPU = torch.device("cpu")
 
 
-class Rows:
-    """Counts its calls, and runs out of memory above `fits` rows."""
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """A clock that only `Rows` and looking at it advance."""
 
-    def __init__(self, fits=10**9, seconds=lambda n: 0.0):
+    def look():
+        Rows.now += 1e-6
+        return Rows.now
+
+    monkeypatch.setattr(batches.time, "perf_counter", look)
+
+
+class Rows:
+    """Counts its calls, takes so many seconds of a clock, and runs out of memory above `fits` rows."""
+
+    now = 0.0
+
+    def __init__(self, fits=10**9, seconds=lambda n: 0.001):
         self.calls, self.fits, self.seconds = [], fits, seconds
 
     def __call__(self, start, stop):
         self.calls.append(stop - start)
         if stop - start > self.fits:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        time.sleep(self.seconds(stop - start))
+        Rows.now += self.seconds(stop - start)
         return torch.arange(start, stop)[:, None]
 
 
@@ -71,6 +82,7 @@ def test_what_does_not_fit_at_all_is_an_error():
 def test_which_errors_mean_that_memory_is_short():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
         in_batches(10, lambda a, b: (_ for _ in ()).throw(RuntimeError("shapes")), BatchSize("auto", CPU))
@@ -96,6 +108,26 @@ def test_score_cam_when_memory_is_short():
     assert net.batches == (2, 8, 4, 4, 4, 4, 4, 4, 4, 4)
     with pytest.raises(torch.OutOfMemoryError):
         ScoreCAM(tiny(Small), "tail", batch_size=16)(x, 1)
+
+
+class Tight(TinyNet):
+    """Has memory for 3 images with what a recorded run keeps, and for as many as you like otherwise."""
+
+    def forward(self, x):
+        hooked = self.body._forward_hooks
+        if len(x) > 3 and hooked:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("targets", [None, 1, [0, 1, 2, 3, 4, 0, 1], torch.arange(14).view(7, 2) % 5])
+def test_images_whose_recorded_run_is_too_large_go_in_parts(targets):
+    x, net = torch.randn(7, 3, 20, 24), tiny(Tight)
+    cam, whole = GroupCAM(net, "body", groups=3), GroupCAM(tiny(), "body", groups=3, batch_size=16)
+    np.testing.assert_allclose(cam(x, targets), whole(x, targets), atol=1e-5)
+    torch.testing.assert_close(cam.outputs, whole.outputs)
+    with pytest.raises(torch.OutOfMemoryError):
+        GroupCAM(net, "body", groups=3, batch_size=7)(x, targets)  # a size that the user chose is kept to
 
 
 def test_a_bar_on_request(capfd):

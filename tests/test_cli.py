@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import fastcam
-from fastcam import GradCAM
+from fastcam import FasterScoreCAM, GradCAM
 from fastcam.cli import main
 from fastcam.images import Preprocess
 from fastcam.methods import METHODS
@@ -53,6 +53,28 @@ def test_explain_writes_picture_map_and_record(photos, tmp_path):
     assert record["predicted"]["class"] == probabilities.argmax().item()
     assert (record["layer"], record["method"], record["fastcam"]) == (["body"], "gradcam", fastcam.__version__)
     assert record["image"] == str(photos / "b.jpg") and record["dtype"] == "fp32"
+
+
+def test_options_of_a_method(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    chosen = ["--option", "channels=3", "-o", "by=gradient", "-o", "batch_size=5"]
+    assert explain(photos / "a.png", "--method", "fasterscorecam", "--layer", "body", *chosen, "--out", out) == 0
+    assert json.loads((out / "a.json").read_text())["options"] == {"channels": 3, "by": "gradient", "batch_size": 5}
+    x, _ = Preprocess(37, 32)(photos / "a.png")
+    expected = FasterScoreCAM(tiny(), "body", channels=3, by="gradient")(x[None])[0]
+    np.testing.assert_allclose(np.load(out / "a.npy"), expected, atol=1e-5)
+    capsys.readouterr()
+    for method, option, message in [
+        ("sscam", "channels=3", "sscam has no option 'channels': it has batch_size, noise, progress, samples, seed"),
+        ("gradcam", "model=3", "gradcam has no option 'model': it has sign"),
+        ("guidedbackprop", "sign=3", "guidedbackprop has no option 'sign': it has none"),
+        ("sscam", "samples=0", "samples must be a whole number of 1 or more, got 0"),
+    ]:
+        assert explain(photos / "a.png", "--method", method, "-o", option, "--out", out) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        explain(photos / "a.png", "-o", "channels", "--out", out)
+    assert "must be NAME=VALUE, got 'channels'" in capsys.readouterr().err
 
 
 def test_explain_defaults_and_options(photos, tmp_path, capsys):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastcam import EigenCAM, GradCAM, HiResCAM, LayerCAM
+from fastcam import AblationCAM, EigenCAM, GradCAM, HiResCAM, LayerCAM
 from fastcam.record import record
 
 from models import TinyNet, tiny
@@ -109,6 +109,15 @@ class InferenceForward(TinyNet):
 def test_models_that_switch_gradients_off(cls, x):
     np.testing.assert_array_equal(HiResCAM(tiny(cls), "body")(x), expected(x))
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_a_model_created_in_inference_mode(x):
+    with torch.inference_mode():
+        net = tiny()
+    with pytest.raises(RuntimeError, match=r"TinyNet was created or loaded inside torch.inference_mode\(\)"):
+        HiResCAM(net, "body")(x)
+    np.testing.assert_allclose(EigenCAM(net, "body")(x), EigenCAM(tiny(), "body")(x), atol=1e-6)
+    np.testing.assert_allclose(AblationCAM(net, "body")(x), AblationCAM(tiny(), "body")(x), atol=1e-5)
 
 
 def test_layers_on_both_sides_of_switched_off_gradients(x):

@@ -142,6 +142,16 @@ SPELLINGS = {
     "torch.clamp_min": (lambda h: torch.clamp_min(h, 0), INFINITE),
     "clamp_min_": (ignored(lambda h: h.clamp_min_(0)), INFINITE),
     "torch.clamp_min_": (ignored(lambda h: torch.clamp_min_(h, 0)), INFINITE),
+    "clamp-tensor": (lambda h: h.clamp(min=torch.tensor(0.0, dtype=h.dtype)), INFINITE),
+    "clamp-tensors": (lambda h: torch.clamp(h, torch.zeros(1).to(h), torch.ones(1).to(h)), 1),
+    "clamp-out-None": (lambda h: torch.clamp(h, 0, 6, out=None), 6),
+    "aten.clamp_min": (lambda h: torch.ops.aten.clamp_min.default(h, 0), INFINITE),
+    "aten.hardtanh": (lambda h: torch.ops.aten.hardtanh.default(h, 0, 6), 6),
+    "builtin-relu6": (lambda h: torch._C._nn.relu6(h), 6),
+    "leaky-slope-0": (nn.LeakyReLU(0.0), INFINITE),
+    "leaky-slope-0-inplace": (ignoring(nn.LeakyReLU(0.0, inplace=True)), INFINITE),
+    "torch.maximum": (lambda h: torch.maximum(h, torch.zeros(()).to(h)), INFINITE),
+    "maximum-zeros-first": (lambda h: torch.max(torch.zeros_like(h), h), INFINITE),
 }
 
 
@@ -244,8 +254,8 @@ LEFT_ALONE = {
     "clamp-0.5": lambda h: h.clamp(min=0.5),
     "clamp-to-0": lambda h: h.clamp(max=0),
     "clamp-nothing-between": lambda h: h.clamp(0, 0) + h,
-    "clamp-tensor": lambda h: h.clamp(min=torch.tensor(0.0, dtype=h.dtype)),
-    "clamp-tensor-max": lambda h: torch.clamp(h, torch.zeros_like(h), torch.ones_like(h)),
+    "maximum-of-two": lambda h: torch.maximum(h, h.flip(1)),
+    "max-over-channels": lambda h: h * torch.max(h, dim=1, keepdim=True).values,
     "clamp_min": lambda h: h.clamp_min(1e-6),
     "integers": lambda h: h * torch.arange(-3, 3).clamp(min=0).view(-1, 1, 1)[: h.shape[1]],
     "normalize": lambda h: F.normalize(h),
@@ -285,6 +295,21 @@ def test_a_transformer_has_a_rectifier_in_each_block():
     layer = nn.TransformerEncoderLayer(8, 2, 16, activation="relu", batch_first=True).requires_grad_(False)
     method = GuidedBackprop(nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 2)))
     assert method(torch.randn(2, 5, 8), 1).any() and method.rectifiers == 1
+
+
+OUT_OF_REACH = {
+    "scripted": lambda: torch.jit.script(nn.ReLU()),
+    "clamp-by-pixel": lambda: lambda h: torch.clamp(h, torch.zeros_like(h), torch.ones_like(h)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", OUT_OF_REACH)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_rectifier_out_of_reach_is_an_error(kind, rule):
+    hidden = OUT_OF_REACH[kind]()
+    with pytest.raises(RuntimeError, match="out of reach of another backward rule"):
+        RULES[rule](net_with(lambda h: hidden(F.relu(h))))(images(), 1)
 
 
 def test_an_unknown_rule_is_an_error():

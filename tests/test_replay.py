@@ -45,9 +45,9 @@ def full(net, layer, x):
 
 def rows_of(batch):
     """All images in order, three times the last one, and an odd mixture."""
-    one = torch.full((3,), batch - 1)
-    mixed = torch.tensor([batch - 1, 0, 0, batch - 1, batch // 2])
-    return {"all": Rows(torch.arange(batch)), "one": Rows(one, batch - 1), "mixed": Rows(mixed)}
+    mixed = [batch - 1, 0, 0, batch - 1, batch // 2]
+    kinds = {"all": range(batch), "one": [batch - 1] * 3, "mixed": mixed}
+    return {kind: Rows.of(images, torch.device("cpu")) for kind, images in kinds.items()}
 
 
 KINDS = ("all", "one", "mixed")
@@ -681,10 +681,10 @@ def test_the_order_of_calls_may_not_depend_on_the_images():
     x[0] += 10
     x[1] -= 1
     with recorded(net, [net.c], x) as run, run.tails[net.c].replaying() as replay:
-        rows = Rows(torch.tensor([1, 1]), 1)
+        rows = Rows.of([1, 1], torch.device("cpu"))
         with pytest.raises(RuntimeError, match="called 'b' where the recorded run called 'a'"):
             replay(rows, run.tails[net.c].rows(rows))
-        rows = Rows(torch.tensor([0, 0]), 0)
+        rows = Rows.of([0, 0], torch.device("cpu"))
         assert replay(rows, run.tails[net.c].rows(rows)).shape == (2, 5)
 
 
@@ -701,7 +701,7 @@ def test_a_model_that_stops_before_the_layer_is_an_error():
     x[0] += 10
     x[1] -= 1
     with recorded(net, [net.c], x) as run, run.tails[net.c].replaying() as replay:
-        rows = Rows(torch.tensor([1, 1]), 1)
+        rows = Rows.of([1, 1], torch.device("cpu"))
         with pytest.raises(RuntimeError, match="ended where the recorded run called 'c'"):
             replay(rows, run.tails[net.c].rows(rows))
 

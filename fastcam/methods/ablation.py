@@ -22,7 +22,8 @@ from fastcam.methods.ablation_layers import (
     ablate_in_levels,
     ablation_values,
 )
-from fastcam.methods.perturbation import PerturbationCAM, consecutive, no_number, rows_of
+from fastcam.methods.base import warn
+from fastcam.methods.perturbation import PerturbationCAM, consecutive, no_number
 from fastcam.record import Run, first_tensor
 from fastcam.recording import Recording, recorded
 from fastcam.replay import Tail
@@ -59,28 +60,33 @@ class ReplayCAM(PerturbationCAM):
         B, tail, x = len(run.input), run.tails[layer], run.input
 
         def again(start: int, stop: int) -> Tensor:
-            rows = rows_of(order[start:stop])
+            rows = Rows.of(order[start:stop], x.device)
             return score(replay(rows, tail.rows(rows)), rows)
 
         def changed(start: int, stop: int) -> Tensor:
             rows, places = consecutive(start, stop, per_image, x.device)
             return score(replay(rows, change(rows, places, tail.rows(rows))), rows)
 
-        order = (B - 1 - torch.arange(B + 1, device=x.device)).clamp(min=0)  # other rows than those recorded
+        order = [*range(B - 1, -1, -1), 0]  # other rows than those recorded
         with tail.replaying() as replay:
-            same = self.queued(layer, x, B + 1, again)
+            same = self.queued(layer, x, B + 1, again, progress=False)
             scores = self.queued(layer, x, B * per_image, changed)
-        off = (same - score(run.output, Rows(torch.arange(B, device=x.device)))[order]).abs()
+        unchanged = score(run.output, Rows.of(range(B), x.device))
+        off = (same - unchanged[order]).abs()
         if not bool(scores.isfinite().all() & (off <= _tolerance(run.output, same)).all()):  # the one time that we wait
             if not bool(same.isfinite().all()):
-                raise no_number(same, lambda row: f"image {run.first + int(order[row])}", x)
+                raise no_number(same, lambda row: f"image {run.first + order[row]}", x)
             if not bool(scores.isfinite().all()):
                 raise no_number(scores, lambda row: name(run.first + row // per_image, row % per_image), x)
             raise RuntimeError(
                 f"running again what follows the layer changes a score by {off.max().item():.1e}: the model keeps "
                 "something that the calls of its modules do not show; use a method with gradients"
             )
-        return scores.unflatten(0, (B, per_image))
+        scores = scores.unflatten(0, (B, per_image))
+        if not bool((scores != unchanged.unsqueeze(1)).any()):
+            where = layer_name(self.model, layer)
+            warn(f"nothing that is changed at layer {where!r} moves the score, its map is empty")
+        return scores
 
 
 def _tolerance(output: Any, scores: Tensor) -> Tensor:
@@ -133,8 +139,8 @@ class AblationCAM(ReplayCAM):
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, progress=progress, sign=sign)
         if isinstance(ablation_layer, type):
             raise TypeError(f"ablation_layer must be an instance, got the class {ablation_layer.__name__}")
-        if not 0 < ratio_channels_to_ablate <= 1:
-            raise ValueError(f"ratio_channels_to_ablate must be in (0, 1], got {ratio_channels_to_ablate}")
+        if not isinstance(ratio_channels_to_ablate, int | float) or not 0 < ratio_channels_to_ablate <= 1:
+            raise ValueError(f"ratio_channels_to_ablate must be in (0, 1], got {ratio_channels_to_ablate!r}")
         if reference_batching:
             check_batch_size(batch_size)
         self.ablation_layer = ablation_layer
@@ -145,7 +151,7 @@ class AblationCAM(ReplayCAM):
         assert isinstance(run, Recording)
         B = len(run.input)
         score = row_scores(targets, run.output, B)
-        original = score(run.output, Rows(torch.arange(B, device=run.input.device)))  # (B, T)
+        original = score(run.output, Rows.of(range(B), run.input.device))  # (B, T)
         lows = []
         for layer in run.layers:
             A = self._activations(run, layer)
@@ -158,7 +164,7 @@ class AblationCAM(ReplayCAM):
         """The layer's activations `(B, C, *S)`; a mapping goes through reshape_transform as a whole."""
         tail = run.tails[layer]
         if isinstance(tail.output, Mapping) and self.reshape_transform is not None:
-            return self.reshape_transform(tail.rows(Rows(torch.arange(len(run.input), device=run.input.device))))
+            return self.reshape_transform(tail.rows(Rows.of(range(len(run.input)), run.input.device)))
         return self.spatial_of(run, layer, run.attached(layer).detach())
 
     def _drops(
@@ -268,7 +274,7 @@ class AblationCAM(ReplayCAM):
     def _by_protocol(self, run: Recording, layer: nn.Module, A: Tensor, ablation: Any, score: Score) -> Tensor:
         """The scores `(B, C, T)` by somebody else's ablation layer, as pytorch-grad-cam asks it; NaN for the others."""
         tail, (B, C) = run.tails[layer], A.shape[:2]
-        everything = tail.rows(Rows(torch.arange(B, device=A.device)))
+        everything = tail.rows(Rows.of(range(B), A.device))
         scores = None
         with tail.replaying() as replay:
             for image in range(B):
@@ -276,7 +282,7 @@ class AblationCAM(ReplayCAM):
                 chosen = np.asarray(ablation.activations_to_be_ablated(image_maps, self.ratio_channels_to_ablate))
 
                 def without(start: int, stop: int, b: int = image, chosen: np.ndarray = chosen) -> Tensor:
-                    rows = Rows(torch.full((stop - start,), b, device=A.device), b)
+                    rows = Rows.of([b] * (stop - start), A.device)
                     ablation.indices = chosen[start:stop]
                     ablation.set_next_batch(
                         input_batch_index=b, activations=everything, num_channels_to_ablate=stop - start
@@ -284,7 +290,7 @@ class AblationCAM(ReplayCAM):
                     return score(replay(rows, ablation(None)), rows)
 
                 names = [_named(run.first + image, int(c)) for c in chosen]
-                found = self.scores_of(layer, run.input, len(chosen), without, names.__getitem__)
+                found = self.scores_of(run, layer, len(chosen), without, score, names.__getitem__)
                 if scores is None:
                     scores = found.new_full((B, C, found.shape[1]), torch.nan)
                 scores[image, torch.as_tensor(chosen).long().to(A.device)] = found

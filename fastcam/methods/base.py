@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import fastcam
 from fastcam import ops
+from fastcam.batches import free_memory, is_out_of_memory
 from fastcam.layers import channels_last, default_layer, find_layers, layer_name
 from fastcam.record import Run, check_input, record
-from fastcam.targets import Targets, find_logits, part_of, per_image
+from fastcam.targets import Targets, find_logits, part_of, per_image, scores
 
 Size = Sequence[int] | str | None
 
@@ -99,6 +104,10 @@ class BaseCAM:
             complete=self.class_discriminative,
         )
 
+    def __repr__(self) -> str:
+        layers = None if self.target_layers is None else [layer_name(self.model, m) for m in self.target_layers]
+        return f"{type(self).__name__}({type(self.model).__name__}, {layers})"
+
     def __enter__(self) -> BaseCAM:
         return self
 
@@ -113,6 +122,11 @@ class BaseCAM:
         """The run of the model that a call needs."""
         return record(self.model, layers, x, gradients=self.uses_gradients, complete=complete)
 
+    @property
+    def may_split(self) -> bool:
+        """Whether a batch for which memory does not suffice is explained in parts."""
+        return False
+
     def at_once(self, images: int) -> int:
         """How many of the images go into one run of the model: all, unless a method promises to need less memory."""
         return images
@@ -124,6 +138,14 @@ class BaseCAM:
         if eigen_smooth:
             return ops.principal_component(A * weights.view(*weights.shape, *[1] * (A.ndim - 2)), self.sign)
         return ops.channel_sum(A, weights)
+
+    def gradients(self, run: Run, targets: Targets) -> Iterator[list[Tensor]]:
+        """For each of the T targets of an image its gradients `(B, C, *S)` at the layers; the last ends the graph."""
+        B = len(run.input)
+        with torch.enable_grad():
+            columns = scores(run.output, targets, B).view(B, -1).unbind(1)
+        for t, column in enumerate(columns, 1):
+            yield self.spatial(run, run.gradients(column, keep_graph=t < len(columns)))
 
     def spatial(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
         """A tensor per layer of the run, activations or gradients, as `(B, C, *S)`."""
@@ -174,16 +196,31 @@ class BaseCAM:
     def _maps(self, x: Tensor, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
         """The maps of each layer, or of all together; in parts of the batch if it is long."""
         B, step = len(x), self.at_once(len(x))
-        parts, outputs = [], []
-        for start in range(0, B, step):
+        start, parts, outputs = 0, [], []
+        while start < B:
             part = targets if step >= B else part_of(targets, start, start + step, B)
-            parts.append(self._maps_of_part(x[start : start + step], start, layers, part, **options))
+            maps = self._unless_too_large(x[start : start + step], start, layers, part, **options)
+            if maps is None:
+                step = (min(step, B - start) + 1) // 2
+                continue
+            parts.append(maps)
             outputs.append(self.outputs)
+            start += step
         if len(parts) == 1:
             return parts[0]
         logits = [o for o in outputs if o is not None]
         self.outputs = torch.cat(logits) if len(logits) == len(parts) else None
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    def _unless_too_large(self, x: Tensor, *arguments: Any, **options: Any) -> list[Tensor] | None:
+        """`_maps_of_part`, or None if memory does not suffice and the method may take fewer images at once."""
+        try:
+            return self._maps_of_part(x, *arguments, **options)
+        except RuntimeError as error:
+            if not (is_out_of_memory(error) and self.may_split and len(x) > 1):
+                raise
+        free_memory()
+        return None
 
     def _maps_of_part(
         self,
@@ -204,6 +241,15 @@ class BaseCAM:
             maps = _finished(lows, normalize, size)
         T = per_image(targets)
         return maps if T is None else [_per_target(m, len(x), T) for m in maps]
+
+
+def warn(message: str) -> None:
+    """A warning at the caller's own line, the nearest one outside of this package."""
+    package, level = os.path.dirname(fastcam.__file__), 1
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def _no_space(layer: nn.Module, t: Tensor, rank: int) -> str | None:

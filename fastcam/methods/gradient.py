@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 from fastcam import ops
 from fastcam.head import linear_head
 from fastcam.layers import default_layer, layer_name
-from fastcam.methods.base import BaseCAM
+from fastcam.methods.base import BaseCAM, warn
 from fastcam.record import Run
-from fastcam.targets import Targets, are_callables, class_indices, logits_of, scores
+from fastcam.targets import Targets, are_callables, class_indices, logits_of
 
 
 class GradientCAM(BaseCAM):
@@ -23,16 +22,11 @@ class GradientCAM(BaseCAM):
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
         A = self.spatial(run, run.activations)
-        with torch.enable_grad():
-            columns = scores(run.output, targets, len(run.input)).view(len(run.input), -1).unbind(1)
         lows = []
-        for t, column in enumerate(columns, 1):
-            G = self.spatial(run, run.gradients(column, keep_graph=t < len(columns)))
+        for G in self.gradients(run, targets):
             self._warn_if_zero(run, G)
             lows.append([self.low_map(a, g, eigen_smooth) for a, g in zip(A, G, strict=True)])
-        return [
-            torch.stack(layer, 1).flatten(0, 1) if len(columns) > 1 else layer[0] for layer in zip(*lows, strict=True)
-        ]
+        return [torch.stack(layer, 1).flatten(0, 1) if len(lows) > 1 else layer[0] for layer in zip(*lows, strict=True)]
 
     def low_map(self, A: Tensor, G: Tensor, eigen_smooth: bool) -> Tensor:
         """The low map `(B, P, *S)` of one layer and one target per image."""
@@ -48,10 +42,9 @@ class GradientCAM(BaseCAM):
             if G.any():
                 self._with_gradient.add(layer)
                 continue
-            warnings.warn(
+            warn(
                 f"the gradient of the target is zero everywhere at layer {layer_name(self.model, layer)!r}, "
-                f"its map is empty{self._better_than(layer, run.input)}",
-                stacklevel=7,  # the caller's line
+                f"its map is empty{self._better_than(layer, run.input)}"
             )
 
     def _better_than(self, layer: nn.Module, x: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcam import ops
-from fastcam.methods.perturbation import PerturbationCAM, rows_of
+from fastcam.batches import check_count
+from fastcam.methods.perturbation import PerturbationCAM, consecutive
 from fastcam.record import Run, call, unwrap
 from fastcam.rows import Rows
-from fastcam.targets import Targets, row_scores, scores
+from fastcam.targets import Targets, row_scores
 
 Score = Callable[[Any, Rows], Tensor]
 
@@ -35,16 +36,16 @@ class ScoreCAM(PerturbationCAM):
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
         score = row_scores(targets, run.output, len(run.input))
+        activations = [A.to(run.input.device) for A in self.spatial(run, run.activations)]
         lows = []
-        for layer, A in zip(run.layers, self.spatial(run, run.activations), strict=True):
-            chosen = self.chosen(run, layer, A, targets)
+        for layer, A, chosen in zip(run.layers, activations, self.chosen(run, activations, targets), strict=True):
             weights = self._weights(run, layer, A, chosen, score)  # (B, T, C)
             lows.append(self.weighted_map(A, weights.flatten(0, 1).to(ops.wide(A).dtype), eigen_smooth))
         return lows
 
-    def chosen(self, run: Run, layer: nn.Module, A: Tensor, targets: Targets) -> Tensor:
-        """Which channels are scored, `(B, C)`; the others get the weight 0."""
-        return torch.ones(A.shape[:2], dtype=torch.bool, device=A.device)
+    def chosen(self, run: Run, activations: Sequence[Tensor], targets: Targets) -> list[Tensor]:
+        """Which channels of each layer are scored, `(B, C)` or for each target `(B, C, T)`; the others weigh 0."""
+        return [torch.ones(A.shape[:2], dtype=torch.bool, device=A.device) for A in activations]
 
     def draws(self, x: Tensor) -> Tensor | None:
         """What is drawn at random for inputs x, `(repeats, ...)`."""
@@ -56,29 +57,33 @@ class ScoreCAM(PerturbationCAM):
 
     def _weights(self, run: Run, layer: nn.Module, A: Tensor, chosen: Tensor, score: Score) -> Tensor:
         net, x, R, draws = unwrap(self.model), run.input, self.repeats, self.draws(run.input)
+        chosen = chosen.view(*A.shape[:2], -1)
         low = A.flatten(2)
-        constant = chosen & (low.amax(2) == low.amin(2))
+        constant = chosen.any(2) & (low.amax(2) == low.amin(2))
         first = constant & (constant.cumsum(1) == 1)  # of each image, for all its constant channels
-        pairs = (chosen & ~constant | first).nonzero()  # (K, 2), image and channel
+        pairs = (chosen.any(2) & ~constant | first).nonzero().tolist()  # image and channel
 
         def masked(start: int, stop: int) -> Tensor:
-            at = torch.arange(start, stop, device=x.device)
-            images, channels = pairs[at // R].unbind(1)
-            batch = ops.masked_inputs(x, A[images, channels], images)
+            here = torch.tensor([pairs[row // R] for row in range(start, stop)], device=x.device)
+            rows = Rows.of((pairs[row // R][0] for row in range(start, stop)), x.device)
+            batch = ops.masked_inputs(x, A[tuple(here.unbind(1))], rows.images)
             if type(self).varied is not ScoreCAM.varied:
-                batch = self.varied(batch, x[images], at % R, draws)
-            return score(call(net, batch), rows_of(images))
+                batch = self.varied(batch, x[rows.images], torch.arange(start, stop, device=x.device) % R, draws)
+            return score(call(net, batch), rows)
 
         def name(row: int) -> str:
-            image, channel = pairs[row // R].tolist()
+            image, channel = pairs[row // R]
             return f"image {run.first + image} masked by channel {channel}"
 
-        scored = self.scores_of(layer, x, len(pairs) * R, masked, name)
+        scored = self.scores_of(run, layer, len(pairs) * R, masked, score, name)
         scored = scored.unflatten(0, (-1, R)).mean(1)  # (K, T)
         of_channel = scored.new_full((*A.shape[:2], scored.shape[1]), -torch.inf)  # (B, C, T)
-        of_channel[tuple(pairs.unbind(1))] = scored
+        of_channel[tuple(torch.tensor(pairs, device=scored.device).unbind(1))] = scored
+        constant, first, chosen = (t.to(scored.device) for t in (constant, first, chosen))
         shared = torch.where(first.unsqueeze(2), of_channel, -torch.inf).amax(1, keepdim=True)
-        return torch.where(constant.unsqueeze(2), shared, of_channel).softmax(1).movedim(1, 2)
+        of_channel = torch.where(constant.unsqueeze(2), shared, of_channel)
+        weights = torch.where(chosen, of_channel, -torch.inf).softmax(1)
+        return weights.movedim(1, 2).to(A.device)
 
 
 class FasterScoreCAM(ScoreCAM):
@@ -104,24 +109,18 @@ class FasterScoreCAM(ScoreCAM):
         super().__init__(model, target_layers, reshape_transform, **options)
         if by not in ("variance", "gradient"):
             raise ValueError(f'by must be "variance" or "gradient", got {by!r}')
-        if channels < 1:
-            raise ValueError(f"channels must be 1 or more, got {channels}")
-        self.channels, self.by = channels, by
+        self.channels, self.by = check_count("channels", channels), by
         self.uses_gradients = by == "gradient"
 
-    def chosen(self, run: Run, layer: nn.Module, A: Tensor, targets: Targets) -> Tensor:
-        by_variance = self.by == "variance"
-        importance = ops.wide(A).flatten(2).var(2) if by_variance else self._gradient(run, layer, targets)
-        best = importance.topk(min(self.channels, A.shape[1]), dim=1).indices
-        return torch.zeros(A.shape[:2], dtype=torch.bool, device=A.device).scatter(1, best, True)
-
-    def _gradient(self, run: Run, layer: nn.Module, targets: Targets) -> Tensor:
-        """|Grad-CAM's weights| `(B, C)`, summed over the targets of an image."""
-        with torch.enable_grad():
-            columns = scores(run.output, targets, len(run.input)).view(len(run.input), -1).unbind(1)
-        place = run.layers.index(layer)
-        weights = [self.spatial(run, run.gradients(column, keep_graph=True))[place] for column in columns]
-        return torch.stack([ops.wide(G).flatten(2).mean(2).abs() for G in weights]).sum(0)
+    def chosen(self, run: Run, activations: Sequence[Tensor], targets: Targets) -> list[Tensor]:
+        if self.by == "variance":
+            importance = [ops.wide(A).flatten(2).var(2).unsqueeze(2) for A in activations]  # (B, C, 1)
+        else:
+            per_target = [
+                [ops.wide(G).flatten(2).mean(2).abs() for G in layers] for layers in self.gradients(run, targets)
+            ]
+            importance = [torch.stack(layer, 2) for layer in zip(*per_target, strict=True)]  # (B, C, T)
+        return [_largest(i, self.channels) for i in importance]
 
 
 class SSCAM(ScoreCAM):
@@ -153,9 +152,9 @@ class SSCAM(ScoreCAM):
         super().__init__(model, target_layers, reshape_transform, **options)
         if noise not in ("activation", "input"):
             raise ValueError(f'noise must be "activation" or "input", got {noise!r}')
-        if samples < 1 or std < 0:
-            raise ValueError(f"samples must be 1 or more and std not negative, got {samples} and {std}")
-        self.repeats, self.std, self.noise, self.seed = samples, std, noise, seed
+        if not std >= 0:
+            raise ValueError(f"std must not be negative, got {std}")
+        self.repeats, self.std, self.noise, self.seed = check_count("samples", samples), std, noise, seed
 
     def draws(self, x: Tensor) -> Tensor:
         """The noise `(n, 1 or k, *S)` for inputs x, the same in each call."""
@@ -188,9 +187,7 @@ class ISCAM(ScoreCAM):
     ) -> None:
         """Arguments as in `ScoreCAM`, and the number n of `samples`."""
         super().__init__(model, target_layers, reshape_transform, **options)
-        if samples < 1:
-            raise ValueError(f"samples must be 1 or more, got {samples}")
-        self.repeats = samples
+        self.repeats = check_count("samples", samples)
 
     def varied(self, batch: Tensor, seen: Tensor, repeat: Tensor, draws: Tensor | None) -> Tensor:
         i = repeat + 1
@@ -222,29 +219,27 @@ class GroupCAM(PerturbationCAM):
     ) -> None:
         """Arguments as in `ScoreCAM`, and the number of `groups`, as many as channels at most."""
         super().__init__(model, target_layers, reshape_transform, **options)
-        if groups < 1:
-            raise ValueError(f"groups must be 1 or more, got {groups}")
-        self.groups = groups
+        self.groups = check_count("groups", groups)
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
         if eigen_smooth:
             raise ValueError("GroupCAM's map is no weighted sum of channels: eigen_smooth does not apply")
         B = len(run.input)
         score = row_scores(targets, run.output, B, probability=True)
-        with torch.enable_grad():
-            columns = scores(run.output, targets, B).view(B, -1).unbind(1)
-        gradients = [self.spatial(run, run.gradients(column, keep_graph=True)) for column in columns]
+        device = run.input.device
+        activations = self.spatial(run, run.activations)
+        masks = [
+            [self.masks(A, G).to(device) for A, G in zip(activations, gradients, strict=True)]
+            for gradients in self.gradients(run, targets)
+        ]
         blurred = blur(run.input)
-        unseen = score(
-            call(unwrap(self.model), blurred.clone()), rows_of(torch.arange(B, device=run.input.device))
-        )  # (B, T)
+        unseen = score(call(unwrap(self.model), blurred.clone()), Rows.of(range(B), device))  # (B, T)
         lows = []
-        for n, (layer, A) in enumerate(zip(run.layers, self.spatial(run, run.activations), strict=True)):
+        for layer, of_layer in zip(run.layers, zip(*masks, strict=True), strict=True):
             maps = []
-            for t, G in enumerate(gradients):
-                M = self.masks(A, G[n])
+            for t, M in enumerate(of_layer):
                 gain = self._seen(run, layer, blurred, M, score)[..., t] - unseen[:, t, None]  # (B, L)
-                maps.append(_scaled_sum(M, gain, run.input.shape[2:]))
+                maps.append(_scaled_sum(M, gain.to(device), run.input.shape[2:]))
             lows.append(torch.stack(maps, 1).flatten(0, 1).unsqueeze(1))
         return lows
 
@@ -260,15 +255,21 @@ class GroupCAM(PerturbationCAM):
         net, x, L = unwrap(self.model), run.input, M.shape[1]
 
         def masked(start: int, stop: int) -> Tensor:
-            images = torch.arange(start, stop, device=x.device) // L
-            batch = ops.masked_inputs(x, M.flatten(0, 1)[start:stop], images, blurred, align_corners=False)
-            return score(call(net, batch), rows_of(images))
+            rows, _ = consecutive(start, stop, L, x.device)
+            batch = ops.masked_inputs(x, M.flatten(0, 1)[start:stop], rows.images, blurred, align_corners=False)
+            return score(call(net, batch), rows)
 
         def name(row: int) -> str:
             return f"image {run.first + row // L} masked by group {row % L}"
 
-        seen = self.scores_of(layer, x, len(x) * L, masked, name)
+        seen = self.scores_of(run, layer, len(x) * L, masked, score, name)
         return seen.unflatten(0, (-1, L))
+
+
+def _largest(importance: Tensor, count: int) -> Tensor:
+    """Where the `count` largest values along dimension 1 of `(B, C, T)` are."""
+    best = importance.topk(min(count, importance.shape[1]), dim=1).indices
+    return torch.zeros_like(importance, dtype=torch.bool).scatter(1, best, True)
 
 
 def blur(x: Tensor, width: int = 51, std: float = 50.0) -> Tensor:

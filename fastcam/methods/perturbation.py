@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastcam.batches import BatchSize, check_batch_size, in_batches
 from fastcam.layers import layer_name
 from fastcam.methods.base import BaseCAM
+from fastcam.record import Run
 from fastcam.rows import Rows
 
 _IMAGES_AT_ONCE = 32  # with an automatic batch size
@@ -47,22 +48,41 @@ class PerturbationCAM(BaseCAM):
         self.progress = progress
         self._found: dict[Any, BatchSize] = {}
 
+    @property
+    def may_split(self) -> bool:
+        return self.batch_size == "auto"
+
     def at_once(self, images: int) -> int:
         return min(images, _IMAGES_AT_ONCE if self.batch_size == "auto" else check_batch_size(self.batch_size))
 
     def scores_of(
-        self, layer: nn.Module, x: Tensor, rows: int, run: Callable[[int, int], Tensor], name: Callable[[int], str]
+        self,
+        run: Run,
+        layer: nn.Module,
+        rows: int,
+        scored: Callable[[int, int], Tensor],
+        score: Callable[[Any, Rows], Tensor],
+        name: Callable[[int], str],
     ) -> Tensor:
-        """`run(start, stop)` over all rows, `(rows, T)`. ValueError that has `name(row)` in it if one is not finite."""
-        scores = self.queued(layer, x, rows, run)
+        """`scored(start, stop)` over all rows, `(rows, T)`; ValueError with `name(row)` in it if one is not finite.
+
+        score   gives those of the images themselves, which are blamed first
+        """
+        scores, x = self.queued(layer, run.input, rows, scored), run.input
         if not bool(scores.isfinite().all()):
+            unchanged = score(run.output, Rows.of(range(len(x)), x.device))
+            if not bool(unchanged.isfinite().all()):
+                raise no_number(unchanged, lambda image: f"image {run.first + image}", x)
             raise no_number(scores, name, x)
         return scores
 
-    def queued(self, layer: nn.Module, x: Tensor, rows: int, run: Callable[[int, int], Tensor]) -> Tensor:
+    def queued(
+        self, layer: nn.Module, x: Tensor, rows: int, run: Callable[[int, int], Tensor], progress: bool = True
+    ) -> Tensor:
         """`run(start, stop)` over all rows, in full batches, unchecked."""
         title = f"{type(self).__name__} {layer_name(self.model, layer)}"
-        return in_batches(rows, run, self._size(x.device, layer, x.shape[1:], x.dtype), self.progress, title)
+        size = self._size(x.device, layer, x.shape[1:], x.dtype)
+        return in_batches(rows, run, size, self.progress and progress, title)
 
     def _size(self, device: torch.device, *kind: Any) -> BatchSize:
         """The batch size for this kind of rows, an automatic one with what earlier calls found."""
@@ -78,14 +98,7 @@ def no_number(scores: Tensor, name: Callable[[int], str], x: Tensor) -> ValueErr
     return ValueError(f"the score of {name(row)} is {scores[row, t].item()}: the model overflows on it{advice}")
 
 
-def rows_of(images: Tensor) -> Rows:
-    """Rows of these images `(N,)`; on a CPU they are looked at, elsewhere that would mean to wait."""
-    one = not images.is_cuda and bool((images == images[0]).all())
-    return Rows(images, int(images[0]) if one else None)
-
-
 def consecutive(start: int, stop: int, per_image: int, device: torch.device) -> tuple[Rows, Tensor]:
     """Rows start to stop of a queue with `per_image` rows an image: their images, and their places among those."""
-    at = torch.arange(start, stop, device=device)
-    first, last = start // per_image, (stop - 1) // per_image
-    return Rows(at // per_image, first if first == last else None), at % per_image
+    rows = Rows.of((row // per_image for row in range(start, stop)), device)
+    return rows, torch.arange(start, stop, device=device) % per_image

@@ -16,8 +16,6 @@ from fastcam.replay import Tail
 from fastcam.rows import Rows
 from fastcam.targets import Targets, row_scores
 
-_GAUSSIAN = ((1, 2, 1), (2, 4, 2), (1, 2, 1))  # / 16
-
 
 class ReciproCAM(ReplayCAM):
     """Recipro-CAM (Byun and Lee, CVPR Workshops 2024, arXiv:2209.14074).
@@ -52,33 +50,23 @@ class ReciproCAM(ReplayCAM):
             S = self.spatial_of(run, layer, run.attached(layer)).shape[2:]
             tail = run.tails[layer]
             axis = channel_axis(layer, tail.activation.shape, tail.rank)
-            kept = self._kept(tail, axis, S)  # (Q, P)
+            entries = self._entries(tail, axis).flatten()  # (Q,), which of the layer's each position of the map is
 
             def change(
-                rows: Rows, places: Tensor, output: Any, tail: Tail = tail, axis: int = axis, kept: Tensor = kept
+                rows: Rows, q: Tensor, output: Any, tail: Tail = tail, axis: int = axis, S: Any = S, at: Any = entries
             ) -> Any:
                 t = first_tensor(tail.layer, output)[0].movedim(tail.batch_dim, 0).movedim(axis, 1)  # (N, C, ...)
-                t *= kept[places].view(len(t), 1, *t.shape[2:]).to(t.dtype)
+                kept = torch.ones(len(t), t[0, 0].numel(), device=t.device)  # others, class tokens say, as they are
+                kept[:, at] = _neighbourhoods(S, q, self.gaussian)
+                t *= kept.view(len(t), 1, *t.shape[2:]).to(t.dtype)
                 return output
 
             scores = self.replayed(
-                run, layer, len(kept), change, score, lambda image, q: f"image {image} with position {q} only"
+                run, layer, len(entries), change, score, lambda image, q: f"image {image} with position {q} only"
             )  # (B, Q, T)
             maps = scores - scores.amin(1, keepdim=True)  # (B, Q, T)
             lows.append(maps.movedim(1, 2).flatten(0, 1).unflatten(1, S).unsqueeze(1))
         return lows
-
-    def _kept(self, tail: Tail, axis: int, S: torch.Size) -> Tensor:
-        """How much of each of the P entries of the layer's output is kept for each position: `(Q, P)`.
-
-        Entries that are no position of the map, class tokens say, are kept as they are.
-        """
-        entries = tail.activation.movedim(tail.batch_dim, 0)[:1].movedim(axis, 1)[0, 0]  # the shape of one channel
-        at = self._entries(tail, axis).flatten()  # (Q,), where each position of the map is among the entries
-        Q, P = len(at), entries.numel()
-        kept = torch.ones(Q, P, device=entries.device)
-        kept[:, at] = _neighbourhoods(S, self.gaussian).to(kept)
-        return kept
 
     def _entries(self, tail: Tail, axis: int) -> Tensor:
         """Which entry of the layer's output each position of the map is; `reshape_transform` is asked."""
@@ -123,16 +111,14 @@ class ViTReciproCAM(ReciproCAM):
         return super()._entries(tail, axis)
 
 
-def _neighbourhoods(S: torch.Size, gaussian: bool) -> Tensor:
-    """K for each position of a map of shape S: `(Q, Q)`."""
+def _neighbourhoods(S: torch.Size, q: Tensor, gaussian: bool) -> Tensor:
+    """K_q for positions q `(N,)` of a map of shape S, `(N, Q)`."""
     Q = S.numel()
     if not gaussian:
-        return torch.eye(Q)
+        return (q.unsqueeze(1) == torch.arange(Q, device=q.device)).float()
     if len(S) != 2:
         raise ValueError(f"the filter of gaussian=True is for two spatial dimensions, got {len(S)}")
-    h, w = S
-    K = torch.zeros(Q, h + 2, w + 2)
-    weights = torch.tensor(_GAUSSIAN) / 16
-    for q in range(Q):
-        K[q, q // w : q // w + 3, q % w : q % w + 3] = weights
-    return K[:, 1:-1, 1:-1].flatten(1)
+    at = torch.arange(Q, device=q.device)
+    down = (at // S[1] - (q // S[1]).unsqueeze(1)).abs()  # (N, Q)
+    right = (at % S[1] - (q % S[1]).unsqueeze(1)).abs()
+    return (2 - down).clamp(min=0) * (2 - right).clamp(min=0) / 16

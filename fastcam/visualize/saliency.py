@@ -15,7 +15,7 @@ from fastcam.intercept import intercepted
 from fastcam.methods import GradCAM
 from fastcam.record import call, check_input, evaluation, owned, unwrap
 from fastcam.targets import Targets, find_logits, per_image, scores
-from fastcam.visualize.rectifiers import Rectifiers
+from fastcam.visualize.rectifiers import Rectifiers, missed
 
 
 class _RectifierGradient:
@@ -71,6 +71,11 @@ class _RectifierGradient:
             raise ValueError(
                 f"{type(net).__name__} met no ReLU in its forward pass: {type(self).__name__} would be the plain "
                 "gradient (GELU, SiLU and leaky rectifiers are left alone)"
+            )
+        if (name := missed(score)) is not None:
+            raise RuntimeError(
+                f"{type(net).__name__} rectifies out of reach of another backward rule ({name}): compiled or scripted "
+                "code, say; use the plain modules"
             )
 
     def _gradient(self, score: Tensor, x: Tensor, keep: bool) -> Tensor:
