@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastcam.methods.ablation_layers import AblationLayer as AblationLayer
     from fastcam.methods.ablation_layers import AblationLayerFasterRCNN as AblationLayerFasterRCNN
     from fastcam.methods.ablation_layers import AblationLayerVit as AblationLayerVit
+    from fastcam.methods.many import explain as explain
     from fastcam.targets import BinaryClassifierOutputTarget as BinaryClassifierOutputTarget
     from fastcam.targets import ClassifierOutputReST as ClassifierOutputReST
     from fastcam.targets import ClassifierOutputSoftmaxTarget as ClassifierOutputSoftmaxTarget
@@ -47,6 +48,7 @@ _WHERE = {
         *("EigenCAM", "EigenGradCAM", "CAM", "AblationCAM", "ScoreCAM", "FasterScoreCAM", "SSCAM", "ISCAM", "GroupCAM"),
         *("ReciproCAM", "ViTReciproCAM"),
     ),
+    "fastcam.methods.many": ("explain",),
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
     "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
     "fastcam.targets": (

@@ -59,16 +59,40 @@ def weighted_activations(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     return channel_weights(A, G, weighting).view(*A.shape[:2], *[1] * (A.ndim - 2)) * A
 
 
+def uniform_weights(A: Tensor, g: Tensor, weighting: str) -> Tensor | None:
+    """The weights `(B, T, C)` whose sum over channels is the map, for gradients g `(B, T, C)` that are one everywhere.
+
+    What `weighted_activations` comes to for G_cij = g_c; None for "gradcamelementwise", which is no weighted sum then.
+    """
+    S = wide(A).flatten(2).sum(2).unsqueeze(1)  # (B, 1, C)
+    g = wide(g)
+    if weighting in ("gradcam", "hirescam"):
+        return g
+    if weighting == "layercam":
+        return g.relu()
+    if weighting == "xgradcam":
+        return g * S / (S + 1e-7)
+    if weighting == "gradcam++":
+        square = g * g
+        alpha = square / (2 * square + S * (square * g) + 1e-6)
+        return g.relu() * torch.where(g != 0, alpha, 0) * A.shape[2:].numel()
+    return None
+
+
 def channel_sum(A: Tensor, weights: Tensor) -> Tensor:
-    """sum_c w_c A_c with given weights `(B, C)`: a low map `(B, P, *S)`."""
-    if weights.shape != A.shape[:2]:
-        raise ValueError(f"weights must be (B, C) = {tuple(A.shape[:2])}, got {tuple(weights.shape)}")
-    if _on_kernel(A):
+    """sum_c w_c A_c with given weights `(B, C)`: a low map `(B, P, *S)`.
+
+    With weights `(B, T, C)` the T maps of each image, `(B * T, 1, *S)`, by one matrix product.
+    """
+    if weights.shape not in (A.shape[:2], (len(A), *weights.shape[1:-1], A.shape[1])) or weights.ndim > 3:
+        raise ValueError(f"weights must be (B, C) = {tuple(A.shape[:2])} or (B, T, C), got {tuple(weights.shape)}")
+    if _on_kernel(A) and weights.shape == A.shape[:2]:
         from fastcam.kernels import channel_reduce
 
         return channel_reduce.channel_sum(A, weights)
     A = wide(A)
-    return torch.bmm(weights.to(A.dtype).unsqueeze(1), A.flatten(2)).view(A.shape[0], 1, *A.shape[2:])
+    weights = weights.to(A.dtype).view(len(A), -1, A.shape[1])  # (B, T, C)
+    return torch.bmm(weights, A.flatten(2)).view(-1, 1, *A.shape[2:])
 
 
 def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:

@@ -49,6 +49,34 @@ def test_plain_cam_is_its_formula(x):
     torch.testing.assert_close(many, torch.stack([raw, cam_by_formula(net, x, 2 + 0 * classes)], 1))
 
 
+@pytest.mark.parametrize("method", GENERAL)
+@pytest.mark.parametrize("signed", [False, True])
+def test_many_classes_are_each_as_alone(method, signed, x):
+    """At the last layer before pooling and a linear head, where the Grad-CAM family makes no backward pass for them."""
+    net, x = tiny(Pooled).double(), x[:2].double()
+    if not signed:
+        net.tail.register_forward_hook(lambda m, args, output: output.relu())
+    targets = torch.tensor([[0, 1, 4], [2, 2, 3]])
+    cam = METHODS[method](net, "tail")
+    many = cam.attribute(x, targets, normalize=False, size=None)
+    assert many.shape == (2, 3, 10, 12)
+    for t, classes in enumerate(targets.T.tolist()):
+        alone = cam.attribute(x, classes, normalize=False, size=None)
+        assert alone.abs().max() > 1e-6
+        torch.testing.assert_close(many[:, t], alone, rtol=1e-9, atol=1e-12)
+
+
+def test_many_classes_make_no_backward_pass_behind_a_linear_head(x, monkeypatch):
+    passes = []
+    backward = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append(1) or backward(*a, **k))
+    targets = torch.tensor([[0, 1, 2, 3]] * 4)
+    for method, layer, expected in [("gradcam", "tail", 0), ("gradcam", "body", 4), ("eigengradcam", "tail", 4)]:
+        passes.clear()
+        METHODS[method](tiny(Pooled), layer).attribute(x, targets)
+        assert len(passes) == expected, (method, layer)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_plain_cam_of_a_head_without_bias_and_in_channels_last(memory_format):
     model, x = build("resnet18").to(memory_format=memory_format), inputs("resnet18", 2)

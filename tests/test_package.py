@@ -23,7 +23,7 @@ PUBLIC = [
     *("ClassifierOutputTarget", "DeconvNet", "EigenCAM", "EigenGradCAM", "FasterScoreCAM", "GradCAM"),
     *("GradCAMElementWise", "GradCAMPlusPlus", "GroupCAM", "GuidedBackprop", "GuidedBackpropReLUModel"),
     *("GuidedGradCAM", "HiResCAM", "ISCAM", "LayerCAM", "ReciproCAM", "SSCAM", "ScoreCAM", "ViTReciproCAM"),
-    *("XGradCAM", "__version__", "gradient_picture", "layer_table", "load_image", "overlay"),
+    *("XGradCAM", "__version__", "explain", "gradient_picture", "layer_table", "load_image", "overlay"),
 ]
 
 

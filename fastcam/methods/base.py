@@ -133,19 +133,25 @@ class BaseCAM:
 
     def weighted_map(self, A: Tensor, weights: Tensor, eigen_smooth: bool) -> Tensor:
         """The low map of weights `(B * T, C)`, those of an image in a row, for activations `(B, C, *S)`."""
-        if len(weights) > len(A):
-            A = A.repeat_interleave(len(weights) // len(A), 0)
+        T = len(weights) // len(A)
         if eigen_smooth:
+            A = A.repeat_interleave(T, 0) if T > 1 else A
             return ops.principal_component(A * weights.view(*weights.shape, *[1] * (A.ndim - 2)), self.sign)
-        return ops.channel_sum(A, weights)
+        return ops.channel_sum(A, weights.unflatten(0, (len(A), T)) if T > 1 else weights)
 
     def gradients(self, run: Run, targets: Targets) -> Iterator[list[Tensor]]:
         """For each of the T targets of an image its gradients `(B, C, *S)` at the layers; the last ends the graph."""
+        if run.kept:
+            yield from (self.spatial(run, gradients) for gradients in run.kept)
+            return
         B = len(run.input)
         with torch.enable_grad():
             columns = scores(run.output, targets, B).view(B, -1).unbind(1)
         for t, column in enumerate(columns, 1):
-            yield self.spatial(run, run.gradients(column, keep_graph=t < len(columns)))
+            gradients = run.gradients(column, keep_graph=t < len(columns) or run.kept is not None)
+            if run.kept is not None:
+                run.kept.append(gradients)
+            yield self.spatial(run, gradients)
 
     def spatial(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
         """A tensor per layer of the run, activations or gradients, as `(B, C, *S)`."""
@@ -171,10 +177,7 @@ class BaseCAM:
 
     def _explain(self, x: Tensor, targets: Targets, aug_smooth: bool, **options: Any) -> Tensor | list[Tensor]:
         check_input(x)
-        size = options["size"]
-        if not (size is None or size == "input" or isinstance(size, Sequence) and not isinstance(size, str)):
-            raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
-        options["size"] = x.shape[2:] if size == "input" else size
+        options["size"] = map_size(options["size"], x)
         layers = self.target_layers if self.target_layers is not None else [default_layer(self.model, x)]
         maps = (self._smoothed if aug_smooth else self._maps)(x, layers, targets, **options)
         return maps[0] if len(maps) == 1 else maps
@@ -238,9 +241,9 @@ class BaseCAM:
             logits = find_logits(run.output)
             self.outputs = None if logits is None else logits.detach()
             lows = self.low_maps(run, targets, eigen_smooth)
-            maps = _finished(lows, normalize, size)
+            maps = finished(lows, normalize, size)
         T = per_image(targets)
-        return maps if T is None else [_per_target(m, len(x), T) for m in maps]
+        return maps if T is None else [per_target(m, len(x), T) for m in maps]
 
 
 def warn(message: str) -> None:
@@ -266,7 +269,17 @@ def _no_space(layer: nn.Module, t: Tensor, rank: int) -> str | None:
     return "choose an earlier layer, or pass a reshape_transform that gives it one"
 
 
-def _finished(lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
+def map_size(size: Size, x: Tensor) -> Sequence[int] | None:
+    """The size of the maps of x in numbers, None for the layer's own."""
+    if size == "input":
+        return x.shape[2:]
+    if size is None or isinstance(size, Sequence) and not isinstance(size, str):
+        return size
+    raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
+
+
+def finished(lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
+    """From the low maps of one or more layers to one map, or where `size` is None to a map a layer."""
     if normalize and size is not None:
         return [ops.finish(lows, size)]
     maps = [low.sum(1) for low in lows]
@@ -275,7 +288,7 @@ def _finished(lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | Non
     return maps if size is None else [torch.stack([ops.resize(m, size) for m in maps]).mean(0)]
 
 
-def _per_target(maps: Tensor, batch: int, T: int) -> Tensor:
+def per_target(maps: Tensor, batch: int, T: int) -> Tensor:
     """`(B * T, *S)` as `(B, T, *S)`; maps `(B, *S)` that do not depend on the target are repeated."""
     if len(maps) == batch * T:
         return maps.unflatten(0, (batch, T))

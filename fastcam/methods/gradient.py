@@ -12,7 +12,7 @@ from fastcam.head import linear_head
 from fastcam.layers import default_layer, layer_name
 from fastcam.methods.base import BaseCAM, warn
 from fastcam.record import Run
-from fastcam.targets import Targets, are_callables, class_indices, logits_of
+from fastcam.targets import Targets, are_callables, class_indices, find_logits, logits_of, per_image
 
 
 class GradientCAM(BaseCAM):
@@ -22,6 +22,8 @@ class GradientCAM(BaseCAM):
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
         A = self.spatial(run, run.activations)
+        if not eigen_smooth and (maps := self._of_linear_head(run, A, targets)) is not None:
+            return maps
         lows = []
         for G in self.gradients(run, targets):
             self._warn_if_zero(run, G)
@@ -33,6 +35,20 @@ class GradientCAM(BaseCAM):
         if eigen_smooth:
             return ops.principal_component(ops.weighted_activations(A, G, self.weighting), self.sign)
         return ops.channel_reduce(A, G, self.weighting)
+
+    def _of_linear_head(self, run: Run, A: Sequence[Tensor], targets: Targets) -> list[Tensor] | None:
+        """The maps of several classes an image by one matrix product, where pooling and a linear layer follow only."""
+        logits = find_logits(run.output)
+        plain = self.reshape_transform is None and type(self).low_map is GradientCAM.low_map
+        if per_image(targets) is None or len(A) > 1 or not plain or logits is None:
+            return None
+        try:
+            W = linear_head(run.attached(run.layers[0]), logits)  # (K, C)
+        except ValueError:
+            return None
+        g = W[class_indices(targets, logits)] / A[0].shape[2:].numel()  # (B, T, C), the gradient at each position
+        weights = ops.uniform_weights(A[0], g, self.weighting)
+        return None if weights is None else [ops.channel_sum(A[0], weights)]
 
     def _warn_if_zero(self, run: Run, gradients: Sequence[Tensor]) -> None:
         """Warn where the gradient is 0 everywhere; a GPU, which would have to wait, is asked until a layer is alive."""

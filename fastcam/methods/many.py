@@ -1,0 +1,117 @@
+"""Many answers from one forward pass: methods, layers and targets that share a recorded run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcam.layers import default_layer, find_layers, layer_name
+from fastcam.methods import METHODS
+from fastcam.methods.base import BaseCAM, Size, finished, map_size, per_target
+from fastcam.record import check_input
+from fastcam.targets import Targets, part_of, per_image
+
+Answers = dict[str, dict[str, Tensor]]
+
+
+def explain(
+    model: nn.Module,
+    input_tensor: Tensor,
+    methods: Sequence[str | type[BaseCAM]] = ("gradcam",),
+    layers: Any = None,
+    targets: Targets = None,
+    *,
+    reshape_transform: Callable[[Any], Tensor] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    eigen_smooth: bool = False,
+    normalize: bool = True,
+    size: Size = "input",
+) -> Answers:
+    """The maps of several methods at several layers: `answers[method][layer]`, a tensor `(B, H, W)` or `(B, T, H, W)`.
+
+    All methods that need activations and gradients share one forward pass, and one backward pass a target; AblationCAM
+    and Recipro-CAM share another forward pass. What a method runs beyond that, Score-CAM's masked images say, it runs.
+    Each map is that of the method's class at that layer alone.
+
+    methods     names as in the command line, or classes
+    layers      as `target_layers` of `GradCAM`; each has its own maps, under its dotted name
+    targets     as in `GradCAM`'s call
+    options     arguments of the methods' classes: `{"scorecam": {"batch_size": 16}}`
+    normalize, size, eigen_smooth, reshape_transform   as in `GradCAM.attribute`
+    Raises ValueError for an unknown method, and what the methods raise.
+
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
+    >>> answers = explain(model, torch.rand(2, 1, 8, 8), ["gradcam", "eigencam"], "0", targets=[[0, 1, 2]] * 2)
+    >>> answers["gradcam"]["0"].shape
+    torch.Size([2, 3, 8, 8])
+    """
+    check_input(input_tensor)
+    chosen = find_layers(model, layers) if layers is not None else [default_layer(model, input_tensor)]
+    cams = {}
+    if not methods:
+        raise ValueError("methods is empty: give at least one")
+    for method in methods:
+        name, cls = _named(method)
+        cams[name] = cls(model, chosen, reshape_transform, **(options or {}).get(name, {}))
+    if others := [name for name in options or {} if name not in cams]:
+        raise ValueError(f"options are given for {others[0]!r}, which is not among the methods")
+    keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(size, input_tensor)}
+    B, step = len(input_tensor), min(cam.at_once(len(input_tensor)) for cam in cams.values())
+    parts = [
+        _of_part(cams, input_tensor[start : start + step], start, part_of(targets, start, start + step, B), **keywords)
+        for start in range(0, B, step)
+    ]
+    names = [layer_name(model, layer) for layer in chosen]
+    return {
+        name: {layer: torch.cat([part[name][n] for part in parts]) for n, layer in enumerate(names)} for name in cams
+    }
+
+
+def _named(method: str | type[BaseCAM]) -> tuple[str, type[BaseCAM]]:
+    if isinstance(method, type) and issubclass(method, BaseCAM):
+        return next((name for name, cls in METHODS.items() if cls is method), method.__name__), method
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"methods must be classes or names among {', '.join(METHODS)}, got {method!r}")
+    return method, METHODS[method]
+
+
+def _of_part(
+    cams: Mapping[str, BaseCAM], x: Tensor, first: int, targets: Targets, **keywords: Any
+) -> dict[str, list[Tensor]]:
+    """The maps of each method, one a layer."""
+    found: dict[str, list[Tensor]] = {}
+    for sharing in _sharing(cams):
+        found.update(_of_run(sharing, x, first, targets, **keywords))
+    return {name: found[name] for name in cams}
+
+
+def _sharing(cams: Mapping[str, BaseCAM]) -> Iterator[dict[str, BaseCAM]]:
+    """The methods in groups that need the same kind of run."""
+    kinds = dict.fromkeys(type(cam).recorded for cam in cams.values())
+    for kind in kinds:
+        yield {name: cam for name, cam in cams.items() if type(cam).recorded is kind}
+
+
+def _of_run(
+    cams: Mapping[str, BaseCAM],
+    x: Tensor,
+    first: int,
+    targets: Targets,
+    eigen_smooth: bool,
+    normalize: bool,
+    size: Sequence[int] | None,
+) -> dict[str, list[Tensor]]:
+    """The maps of methods that share a run, which the most demanding one records."""
+    leader = max(cams.values(), key=lambda cam: (cam.uses_gradients, getattr(cam, "head", False)))
+    assert leader.target_layers is not None
+    T, found = per_image(targets), {}
+    with leader.recorded(x, leader.target_layers, complete=True) as run:
+        run.first = first
+        run.kept = []
+        for name, cam in cams.items():
+            maps = [finished([low], normalize, size)[0] for low in cam.low_maps(run, targets, eigen_smooth)]
+            found[name] = maps if T is None else [per_target(m, len(x), T) for m in maps]
+    return found
