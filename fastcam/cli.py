@@ -230,12 +230,13 @@ def _layers(options: argparse.Namespace) -> int:
     model = loaded.model.to(options.device, DTYPES[options.dtype])
     side = loaded.preprocess.crop or 224
     x = torch.rand(1, len(loaded.preprocess.mean), side, side, device=options.device, dtype=DTYPES[options.dtype])
-    table = layer_table(model, x)
-    rows = [
-        (r.name, type(r.module).__name__, "not run" if r.order < 0 else "-" if r.shape is None else _times(r.shape))
-        for r in table
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    table = layer_table(model, x, receptive_fields=True)
+    rows = [("layer", "class", "output", "receptive field")]
+    for r in table:
+        shape = "not run" if r.order < 0 else "-" if r.shape is None else _times(r.shape)
+        seen = r.receptive_field if isinstance(r.receptive_field, str) else _times(r.receptive_field or ())
+        rows.append((r.name, type(r.module).__name__, shape, seen))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     print(f"suggested: {suggest(table, x.ndim).name}")

@@ -7,12 +7,13 @@ import fnmatch
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastcam.receptive_field import measured
 from fastcam.record import call, check_input, evaluation, hooked, to_device_of, unwrap
 
 Layers = Any  # None | nn.Module | str | list of nn.Module and str
@@ -32,12 +33,15 @@ class Layer:
 
     shape   of its first call's output, or of the first tensor in it; None if it gave no tensor or did not run
     order   its place among the calls as they ended; -1 if it did not run
+    receptive_field   how many pixels of the input, `(h, w)`, the centre of its output depends on; "global" for all of
+                      them; None if it was not asked for, or the output is no map
     """
 
     name: str
     module: nn.Module = field(repr=False)
     shape: tuple[int, ...] | None
     order: int
+    receptive_field: tuple[int, ...] | str | None = None
 
 
 def find_layers(model: nn.Module, layers: Layers) -> list[nn.Module]:
@@ -96,10 +100,11 @@ def layer_name(model: nn.Module, module: nn.Module) -> str:
     return next((n for n, m in unwrap(model).named_modules() if m is module), type(module).__name__)
 
 
-def layer_table(model: nn.Module, x: Tensor) -> list[Layer]:
+def layer_table(model: nn.Module, x: Tensor, *, receptive_fields: bool = False) -> list[Layer]:
     """Every module of the model as one forward pass of `x` (B, k, H, W) sees it, in the model's order.
 
     Rows have `.name`, `.module`, `.shape` of the output (None without a tensor) and `.order` of the call (-1: not run).
+    receptive_fields   measure `.receptive_field` too: a backward pass a layer
     """
     net = unwrap(model)
     check_input(x)
@@ -112,7 +117,11 @@ def layer_table(model: nn.Module, x: Tensor) -> list[Layer]:
     with evaluation(net), hooked(net.modules(), note):
         x = to_device_of(net, x)
         call(net, x.clone() if x.is_inference() else x)
-    return [Layer(n, m, *seen.get(m, (None, -1))) for n, m in net.named_modules() if n]
+    table = [Layer(n, m, *seen.get(m, (None, -1))) for n, m in net.named_modules() if n]
+    if not receptive_fields:
+        return table
+    found = measured(net, [row.module for row in table if _is_spatial(row, x.ndim)], x)
+    return [replace(row, receptive_field=found.get(row.module)) for row in table]
 
 
 def default_layer(model: nn.Module, x: Tensor) -> nn.Module:

@@ -189,7 +189,7 @@ def test_layers_prints_names_types_shapes_and_a_suggestion(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "suggested: tail"
     (row,) = (line.split() for line in lines if line.startswith("body.0"))
-    assert row == ["body.0", "Conv2d", "1", "x", "12", "x", "16", "x", "16"]
+    assert row == ["body.0", "Conv2d", "1", "x", "12", "x", "16", "x", "16", "7", "x", "7"]
 
 
 def test_the_command_is_installed():

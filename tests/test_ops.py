@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_an_error():
         ops.channel_reduce(A, G[:1], "gradcam")
     with pytest.raises(ValueError, match="weighting must be one of"):
         ops.channel_reduce(A, G, "scorecam")
-    with pytest.raises(ValueError, match=r"weights must be \(B, C\) = \(2, 3\), got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"weights must be \(B, C\) = \(2, 3\) or \(B, T, C\), got \(2, 4\)"):
         ops.channel_sum(A, torch.ones(2, 4))
     with pytest.raises(ValueError, match="1 or 2 spatial dimensions, got 3"):
         ops.resize(torch.rand(1, 2, 3, 4), (4, 6, 8))
