@@ -145,16 +145,31 @@ def test_examples_in_docstrings_run(file):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-def test_examples_in_the_readme_run(tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_in_the_pages_run(page, tmp_path, monkeypatch):
+    text = page.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert blocks
+    assert blocks or page.name not in ("README.md", "migrating.md")
     monkeypatch.chdir(tmp_path)
     shared: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), shared)  # the blocks build on each other
+        exec(compile(block, page.name, "exec"), shared)  # the blocks build on each other
     for link in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", text):
-        assert (ROOT / "".join(link)).exists(), link
+        assert (page.parent / "".join(link)).exists(), link
+
+
+def test_the_page_of_public_names_is_up_to_date():
+    made = subprocess.run(
+        [sys.executable, "-c", "import make_api; print(make_api.text(), end='')"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT / "docs",
+    )
+    assert (ROOT / "docs/api.md").read_text() == made.stdout, "run python docs/make_api.py"
 
 
 def test_no_path_of_a_machine_is_in_the_project():
