@@ -187,6 +187,21 @@ def test_a_bias_counts_where_it_is_added():
     assert np.abs(FullGrad(own, rescale="layer")(x, 1) - maps[1]).max() > 0.01
 
 
+def test_biases_of_a_batch_norm():
+    """With statistics of its own the implicit bias, with those of the input the explicit one, without a bias none."""
+    x = photos(2)
+    norms = [nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3, affine=False)]
+    for norm in norms:
+        for t in [*norm.parameters(), *(b for b in norm.buffers() if b.ndim)]:
+            nn.init.uniform_(t, 0.5, 2)
+    net, seen = nn.Sequential(*norms, nn.Flatten()).eval(), []
+    with full_gradients(net, x) as run:
+        run.gradient(run.output, lambda place, bias, G: seen.append((place, bias)))
+    assert [place for place, _ in seen] == [1, 0]
+    torch.testing.assert_close(seen[0][1], norms[1].bias.detach())
+    torch.testing.assert_close(seen[1][1], norms[0](torch.zeros(1, 3, 1, 1)).detach().flatten())
+
+
 class Folded(TinyNet):
     """A convolution over half images in a batch of their own, one over channels: neither output lies on the image."""
 
@@ -331,6 +346,16 @@ def test_the_model_is_left_as_it_was(cls, where):
             cam(x, broken_target if where == "target" else None)
     assert_same(before, snapshot(net))
     assert torch.equal(x, image) and x.grad is None and x.requires_grad
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cls", FAMILY)
+def test_on_the_gpu(cls, device):
+    x = photos(2)
+    for eigen_smooth in (False, True):
+        expected = method(cls, tiny().double())(x.double(), 1, eigen_smooth=eigen_smooth)
+        found = method(cls, tiny().to(device))(x, 1, eigen_smooth=eigen_smooth)
+        np.testing.assert_allclose(found, expected, atol=5e-3)  # TF32
 
 
 def test_sizes():

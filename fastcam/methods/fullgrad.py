@@ -24,7 +24,8 @@ class FullGrad(BaseCAM):
 
     x is the input, z_l `(B, C, *S)` the output of the l-th call of a convolution or a batch norm that adds a bias b_l,
     a batch norm's being β - γ μ / sqrt(σ² + ε). For a network of ReLUs the terms, with the biases of its linear layers,
-    add up to the score itself. Calls whose output is not `(B, C, *S)` beside an input `(B, k, *S)` have no place here.
+    add up to the score itself. Calls whose output is not `(B, C, *S)` beside an input `(B, k, *S)` have no place here;
+    those in scripted code are not seen.
 
     With r over each channel by itself, as in pytorch-grad-cam, the size of a bias drops out but for min_max's 1e-7;
     r over all channels of a layer, as the authors have it, lets it count.
@@ -43,15 +44,15 @@ class FullGrad(BaseCAM):
         reshape_transform: Callable[[Any], Tensor] | None = None,
         *,
         rescale: str | None = None,
-        sign: str = "activation",
+        **options: Any,
     ) -> None:
         """Bind the method to a model; nothing runs yet.
 
         target_layers, reshape_transform   not used, the layers are all those with a bias; a warning if layers are given
         rescale   what r takes the extremes over: "channel" or "layer"; None for "channel", the variants' "layer"
-        sign      of the principal component, for `eigen_smooth`, as in `GradCAM`
+        options   as for `GradCAM`
         """
-        super().__init__(model, None, reshape_transform, sign=sign)
+        super().__init__(model, None, reshape_transform, **options)
         unwrap(model)
         if rescale not in (None, "channel", "layer"):
             raise ValueError(f'rescale must be "channel" or "layer", got {rescale!r}')
