@@ -72,6 +72,12 @@ class FullGrad(BaseCAM):
         maps = [self._map(run, c, eigen_smooth, keep_graph=t < len(columns)) for t, c in enumerate(columns, 1)]
         return [torch.stack(maps, 1).flatten(0, 1).unsqueeze(1)]
 
+    def finished(self, lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
+        """The map at a size, the input's for None. It is scaled once: a second time would blow up one close to 0."""
+        maps = lows[0].sum(1)
+        maps = maps if size is None else _resized(maps, size)
+        return [ops.min_max(maps) if normalize else maps]
+
     def _map(self, run: FullGradientRun, column: Tensor, eigen_smooth: bool, keep_graph: bool) -> Tensor:
         """The map `(B, *S)` of one target per image. A layer's gradient is reduced while the backward pass goes on."""
         layers: list[Tensor] = []  # (B, *s) each, from the last call to the first
