@@ -86,7 +86,7 @@ class FullGrad(BaseCAM):
             layers.append(self._saliency(self.term(bias, G)).to(run.input.device))
 
         G = run.gradient(column, receive, keep_graph)
-        return self._fused(run.input * G, layers[::-1], eigen_smooth)
+        return self._fused(ops.wide(run.input) * ops.wide(G), layers[::-1], eigen_smooth)
 
     def term(self, bias: Tensor, G: Tensor) -> Tensor:
         """What r is taken of, `(B, C, *S)`, for a bias `(C,)` and the gradient G of the output it is added to."""
@@ -175,7 +175,8 @@ class SmoothFullGrad(FullGrad):
                 columns = _columns(noisy, targets)
                 sums = sums or [_Sum() for _ in columns]
                 for t, (total, column) in enumerate(zip(sums, columns, strict=True), 1):
-                    total.add(copy * noisy.gradient(column, total.receive, keep_graph=t < len(columns)))
+                    G = noisy.gradient(column, total.receive, keep_graph=t < len(columns))
+                    total.add(ops.wide(copy) * ops.wide(G))
         maps = []
         for total in sums:
             layers = [self._saliency(self.term(b, G / self.samples)) for _, (b, G) in sorted(total.layers.items())]
@@ -200,7 +201,7 @@ class _Sum:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, inputs: Tensor) -> None:
-        self.inputs = ops.wide(inputs) + self.inputs.to(inputs.device)
+        self.inputs = inputs + self.inputs.to(inputs.device)
 
     def receive(self, place: int, bias: Tensor, G: Tensor) -> None:
         G = ops.wide(G)
