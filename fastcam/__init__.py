@@ -6,9 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcam.figures import deprocess_image as deprocess_image
     from fastcam.figures import gradient_picture as gradient_picture
     from fastcam.figures import overlay as overlay
+    from fastcam.figures import show_cam_on_image as show_cam_on_image
+    from fastcam.figures import show_factorization_on_image as show_factorization_on_image
     from fastcam.images import load_image as load_image
+    from fastcam.images import preprocess_image as preprocess_image
     from fastcam.layers import layer_table as layer_table
     from fastcam.methods import CAM as CAM
     from fastcam.methods import ISCAM as ISCAM
@@ -56,8 +60,11 @@ _WHERE = {
         *("ClassifierOutputReST", "BinaryClassifierOutputTarget"),
     ),
     "fastcam.layers": ("layer_table",),
-    "fastcam.images": ("load_image",),
-    "fastcam.figures": ("overlay", "gradient_picture"),
+    "fastcam.images": ("load_image", "preprocess_image"),
+    "fastcam.figures": (
+        *("overlay", "gradient_picture"),
+        *("show_cam_on_image", "deprocess_image", "show_factorization_on_image"),
+    ),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

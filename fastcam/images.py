@@ -84,9 +84,37 @@ def find_images(paths: Sequence[str | os.PathLike[str]], skip: Path) -> list[Pat
     return found
 
 
+def preprocess_image(
+    img: np.ndarray, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
+) -> Tensor:
+    """A picture `(H, W, k)` or `(H, W)` as a model input `(1, k, H, W)`: (img - mean) / std, as in pytorch-grad-cam.
+
+    img         uint8, which is divided by 255, or floating point, which is taken as it is and keeps its type
+    mean, std   one value or one a channel
+    Raises ValueError for a std of 0 or lengths that do not fit, TypeError for other integers.
+    """
+    pixels = np.array(img)
+    x = torch.from_numpy(pixels[..., None] if pixels.ndim == 2 else pixels).movedim(-1, 0).contiguous()
+    x = x.float() / 255 if pixels.dtype == np.uint8 else x
+    if not x.is_floating_point():
+        raise TypeError(f"img must be uint8 or floating point, got {pixels.dtype}")
+    for name, given in (("mean", mean), ("std", std)):
+        if len(given) not in (1, len(x)):
+            raise ValueError(f"{name} must be one value or {len(x)}, got {len(given)}")
+    center, scale = (torch.as_tensor(v, dtype=x.dtype).view(-1, 1, 1) for v in (mean, std))
+    if (scale == 0).any():
+        raise ValueError(f"std must not be 0, got {std}")
+    return ((x - center) / scale).unsqueeze(0)
+
+
 def save_png(picture: np.ndarray, path: Path) -> None:
     """Write a uint8 picture `(H, W, 3)` or `(H, W)`."""
     Image.fromarray(picture).save(path, format="PNG")
+
+
+def save_jpeg(picture: np.ndarray, path: Path) -> None:
+    """Write a uint8 picture `(H, W, 3)` or `(H, W)`, at quality 95."""
+    Image.fromarray(picture).save(path, format="JPEG", quality=95)
 
 
 def _open(path: str | os.PathLike[str], channels: int) -> Image.Image:

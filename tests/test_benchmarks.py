@@ -218,12 +218,15 @@ def test_perturbation_cases_check_themselves(toy):
     assert bench_perturbation.named("sscam") == "sscam, 2 samples"
 
 
-def test_masked_passes_are_as_many_as_there_are_channels(toy):
+def test_masked_passes_are_as_many_as_score_cam_makes(toy):
     problem, rows = toy.copied(), []
-    passes = bench_perturbation.masked_passes(problem)
+    passes, explain = bench_perturbation.masked_passes(problem), bench_perturbation.ours(problem, "scorecam")
     problem.net.register_forward_hook(lambda m, inputs, o: rows.append(len(inputs[0])))
     passes()
-    assert sum(rows) == 512 and max(rows) <= 64
+    masked = sum(rows)
+    assert 256 < masked <= 512 and max(rows) <= 64
+    explain()
+    assert sum(rows) - masked == len(problem.x) + masked
 
 
 def test_rank_correlation():

@@ -23,7 +23,8 @@ PUBLIC = [
     *("ClassifierOutputTarget", "DeconvNet", "EigenCAM", "EigenGradCAM", "FasterScoreCAM", "GradCAM"),
     *("GradCAMElementWise", "GradCAMPlusPlus", "GroupCAM", "GuidedBackprop", "GuidedBackpropReLUModel"),
     *("GuidedGradCAM", "HiResCAM", "ISCAM", "LayerCAM", "ReciproCAM", "SSCAM", "ScoreCAM", "ViTReciproCAM"),
-    *("XGradCAM", "__version__", "explain", "gradient_picture", "layer_table", "load_image", "overlay"),
+    *("XGradCAM", "__version__", "deprocess_image", "explain", "gradient_picture", "layer_table", "load_image"),
+    *("overlay", "preprocess_image", "show_cam_on_image", "show_factorization_on_image"),
 ]
 
 

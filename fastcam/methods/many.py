@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.methods import METHODS
-from fastcam.methods.base import BaseCAM, Size, finished, map_size, per_target
+from fastcam.methods.base import BaseCAM, Size, map_size, per_target
 from fastcam.record import check_input
 from fastcam.targets import Targets, part_of, per_image
 
@@ -112,6 +112,6 @@ def _of_run(
         run.first = first
         run.kept = []
         for name, cam in cams.items():
-            maps = [finished([low], normalize, size)[0] for low in cam.low_maps(run, targets, eigen_smooth)]
+            maps = [cam.finished([low], normalize, size)[0] for low in cam.low_maps(run, targets, eigen_smooth)]
             found[name] = maps if T is None else [per_target(m, len(x), T) for m in maps]
     return found
