@@ -119,8 +119,13 @@ class BaseCAM:
         raise NotImplementedError(f"{type(self).__name__} defines no low_maps")
 
     def finished(self, lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
-        """From the layers' low maps to the map at a size, or to a map per layer for size None."""
-        return _finished(lows, normalize, size)
+        """From the layers' low maps to one map at a size, or where `size` is None to a map a layer."""
+        if normalize and size is not None:
+            return [ops.finish(lows, size)]
+        maps = [low.sum(1) for low in lows]
+        if normalize:
+            maps = [ops.min_max(m.relu()) for m in maps]
+        return maps if size is None else [torch.stack([ops.resize(m, size) for m in maps]).mean(0)]
 
     def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         """The run of the model that a call needs."""
@@ -280,16 +285,6 @@ def map_size(size: Size, x: Tensor) -> Sequence[int] | None:
     if size is None or isinstance(size, Sequence) and not isinstance(size, str):
         return size
     raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
-
-
-def _finished(lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
-    """From the low maps of one or more layers to one map, or where `size` is None to a map a layer."""
-    if normalize and size is not None:
-        return [ops.finish(lows, size)]
-    maps = [low.sum(1) for low in lows]
-    if normalize:
-        maps = [ops.min_max(m.relu()) for m in maps]
-    return maps if size is None else [torch.stack([ops.resize(m, size) for m in maps]).mean(0)]
 
 
 def per_target(maps: Tensor, batch: int, T: int) -> Tensor:
