@@ -109,6 +109,19 @@ def _perturbation(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _toolbox(row: dict[str, Any]) -> list[str]:
+    ratios = row["ratios"]
+    against = ratios.get("grad-cam/fastcam")
+    return [
+        *(row["model"], str(row["batch"]), row["method"]),
+        _digits(1e3 * row["seconds"]["forward"]["median"]),
+        _ratio(ratios["fastcam/forward"]),
+        _ratio(ratios.get("grad-cam/forward")),
+        f"{_ratio(against)}{' slower' if against and against['median'] < 1 else ''}",
+        _ratio(ratios.get("fastcam/one class")),
+    ]
+
+
 def _operator(row: dict[str, Any]) -> list[str]:
     against = row["ratios"]["definition/kernel"]
     return [
@@ -153,6 +166,13 @@ _COLUMNS = {
             *("speed-up in bf16", "memory at batch size 32"),
         ),
         _perturbation,
+    ),
+    "toolbox": (
+        (
+            *("model", "batch", "what", "forward ms", "fastcam / forward", "grad-cam / forward", "speed-up"),
+            "10 classes / one",
+        ),
+        _toolbox,
     ),
     "operators": (
         ("operator", "shape", "type", "kernel µs", "GB/s", "of copy bandwidth", "PyTorch / kernel", "call µs"),

@@ -88,8 +88,13 @@ def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
         return "there is no GPU here"
     if not cases:
         return "operators are measured on a GPU only"
-    if unknown := set(settings.methods) - {*METHODS, *SALIENCY}:
-        return f"no method {', '.join(sorted(unknown))}; there are {', '.join([*METHODS, *SALIENCY])}"
+    known = [*METHODS, *SALIENCY]
+    if "toolbox" in cases:
+        from benchmarks.bench_toolbox import CASES as toolbox
+
+        known += toolbox
+    if unknown := set(settings.methods) - set(known):
+        return f"no method {', '.join(sorted(unknown))}; there are {', '.join(known)}"
     return None
 
 
