@@ -141,9 +141,11 @@ def default_layer(model: nn.Module, x: Tensor) -> nn.Module:
 def suggest(table: Sequence[Layer], rank: int) -> Layer:
     """The layer to explain among the rows of a table, for inputs with `rank` dimensions; ValueError if none is."""
     stages: list[Layer] = []
+    images = min((row.shape[0] for row in table if row.shape and _is_spatial(row, rank)), default=0)
     for row in table:  # a parent comes before its children
         inside = any(row.name.startswith(stage.name + ".") for stage in stages)
-        if not inside and _is_spatial(row, rank) and any(isinstance(m, _CONVOLUTIONS) for m in row.module.modules()):
+        whole = row.shape and _is_spatial(row, rank) and row.shape[0] == images  # no windows, no heads
+        if not inside and whole and any(isinstance(m, _CONVOLUTIONS) for m in row.module.modules()):
             stages.append(row)
     last = max(stages, key=lambda row: row.order, default=None)
     norms = _token_norms(table, rank)
@@ -159,38 +161,39 @@ def suggest(table: Sequence[Layer], rank: int) -> Layer:
 
 
 def _token_norms(table: Sequence[Layer], rank: int) -> list[Layer]:
-    """What goes into the last attention of each stack of blocks that work on tokens `(B, N, D)`: a norm, usually."""
-    norms = []
+    """What goes into the last attention of each stack of blocks that work on tokens `(B, N, D)`: a norm, usually.
+
+    Likewise for attention on maps; in a network without attention, the first norm of the last block on tokens.
+    """
+    by_attention: list[Layer] = []
+    others: list[Layer] = []
     for stack in table:
         blocks = list(stack.module.children())
         if not isinstance(stack.module, nn.Sequential | nn.ModuleList) or not blocks:
             continue
         inside = {id(m) for m in blocks[-1].modules()}
-        rows = [r for r in table if id(r.module) in inside and r.order >= 0]
-        attention = [r.order for r in rows if "attention" in type(r.module).__name__.lower()]
-        if not attention:
-            continue
-        tokens = [r for r in rows if r.shape is not None and len(r.shape) == rank - 1 and r.order < min(attention)]
-        found = [r for r in tokens if "norm" in type(r.module).__name__.lower()]
-        if not found and len(blocks) > 1:  # norms behind the attention: its input is the output of the block before
+        rows = [r for r in table if id(r.module) in inside and r.order >= 0 and r.shape is not None]
+        attention = [r.order for r in rows if _is_attention(r)]
+        tokens = [r for r in rows if _has_tokens(r, rank) or attention and _is_spatial(r, rank)]
+        found = [r for r in tokens if _is_norm(r) and r.order < min(attention, default=len(table))]
+        if not found and attention and len(blocks) > 1:  # norms behind it: its input is the output of the block before
             found = [r for r in table if r.module is blocks[-2] and r.shape is not None]
-        norms += [min(found, key=lambda r: r.order)] if found else []
-    return norms
+        if found:
+            (by_attention if attention else others).append(min(found, key=lambda r: r.order))
+    return by_attention or [row for row in others if row.name.count(".") > 1]
 
 
-def channels_last(layer: nn.Module, shape: Sequence[int]) -> bool:
-    """Whether an output is `(B, ..., C)`: the layer ends with a norm or linear map over a last dimension that size."""
-    ends = [m for m in layer.modules() if hasattr(m, "weight") and not isinstance(m, nn.Embedding)]
-    if not ends or len(shape) < 4:
-        return False
-    if isinstance(ends[-1], nn.Linear):
-        return shape[-1] == ends[-1].out_features
-    return type(ends[-1]) is nn.LayerNorm and shape[-1] == ends[-1].normalized_shape[-1]
+def _has_tokens(row: Layer, rank: int) -> bool:
+    return row.shape is not None and len(row.shape) == rank - 1
 
 
-def channel_axis(layer: nn.Module, shape: Sequence[int], rank: int) -> int:
-    """Where the channels are in a layer's output beside inputs of `rank` dimensions: 1 or, in tokens say, -1."""
-    return 1 if len(shape) == rank and not channels_last(layer, shape) else -1
+def _is_attention(row: Layer) -> bool:
+    return any(word in type(row.module).__name__.lower() for word in ("attention", "attn"))
+
+
+def _is_norm(row: Layer) -> bool:
+    named = "norm" in type(row.module).__name__.lower() or row.name.rpartition(".")[2].startswith("norm")
+    return named and not any(isinstance(m, nn.Linear) for m in row.module.modules())
 
 
 def _is_spatial(row: Layer, rank: int) -> bool:

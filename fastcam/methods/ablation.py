@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastcam import ops
 from fastcam.batches import check_batch_size
 from fastcam.head import linear_head
-from fastcam.layers import channel_axis, layer_name
+from fastcam.layers import layer_name
 from fastcam.methods.ablation_layers import (
     FAR_BELOW,
     AblationLayer,
@@ -29,6 +29,7 @@ from fastcam.recording import Recording, recorded
 from fastcam.replay import Tail
 from fastcam.rows import Rows
 from fastcam.targets import Targets, are_callables, class_indices, find_logits, row_scores
+from fastcam.tokens import channel_axis
 
 Score = Callable[[Any, Rows], Tensor]
 
@@ -119,7 +120,7 @@ class AblationCAM(ReplayCAM):
         self,
         model: nn.Module,
         target_layers: Any = None,
-        reshape_transform: Callable[[Any], Tensor] | None = None,
+        reshape_transform: Callable[[Any], Tensor] | str | None = None,
         ablation_layer: Any = None,
         batch_size: int | str = 32,
         ratio_channels_to_ablate: float = 1.0,
@@ -172,7 +173,7 @@ class AblationCAM(ReplayCAM):
     ) -> Tensor:
         """y - y_c, `(B, T, C)`; 0 for channels that are not ablated."""
         tail, (B, C) = run.tails[layer], A.shape[:2]
-        ablation = self._ablation_layer(tail)
+        ablation = self._ablation_layer(run, tail)
         axis = getattr(ablation, "axis", None)
         if axis is not None and tail.activation.movedim(tail.batch_dim, 0).shape[axis] != C:
             raise ValueError(
@@ -203,10 +204,10 @@ class AblationCAM(ReplayCAM):
         drop = found.new_zeros(B, original.shape[1], C)
         return drop.scatter(2, channels.unsqueeze(1).expand_as(found), found)
 
-    def _ablation_layer(self, tail: Tail) -> Any:
+    def _ablation_layer(self, run: Recording, tail: Tail) -> Any:
         if self.ablation_layer is not None:
             return self.ablation_layer
-        axis = channel_axis(tail.layer, tail.activation.shape, tail.rank)
+        axis = channel_axis(self.model, tail.layer, run.input, tail.activation.shape)
         return AblationLayer() if axis == 1 else AblationLayerVit()
 
     def _channels(self, ablation: AblationLayer, A: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 import fastcam
 from fastcam import ops
 from fastcam.batches import free_memory, is_out_of_memory
-from fastcam.layers import channels_last, default_layer, find_layers, layer_name
+from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.record import Run, check_input, record
 from fastcam.targets import Targets, find_logits, part_of, per_image, scores
+from fastcam.tokens import Layout, layout_of
 
 Size = Sequence[int] | str | None
 
@@ -37,7 +38,7 @@ class BaseCAM:
         self,
         model: nn.Module,
         target_layers: Any = None,
-        reshape_transform: Callable[[Any], Tensor] | None = None,
+        reshape_transform: Callable[[Any], Tensor] | str | None = None,
         *,
         sign: str = "activation",
     ) -> None:
@@ -46,7 +47,8 @@ class BaseCAM:
         model               any torch.nn.Module; it is left exactly as it was, whatever happens in a call
         target_layers       a module, a name (`"layer4.1"`), an index path (`"layer4[-1]"`), a glob, a list of these,
                             or None for the last convolutional stage; the maps of several layers are averaged
-        reshape_transform   turns a layer's output into `(B, C, h, w)`, for token layers say
+        reshape_transform   turns a layer's output into `(B, C, h, w)`; None or "auto" finds out how tokens, or
+                            channels that are last, lie in space, see `fastcam.tokens`
         sign                of a principal component (EigenCAM, EigenGradCAM, eigen_smooth): "activation" correlates
                             with the mean over channels, "lapack" is the choice of pytorch-grad-cam on a CPU
         Raises ValueError for a layer that is not in the model, TypeError for what is no model or no layer.
@@ -55,7 +57,9 @@ class BaseCAM:
             raise ValueError(f'sign must be "activation" or "lapack", got {sign!r}')
         self.model = model
         self.target_layers = None if target_layers is None else find_layers(model, target_layers)
-        self.reshape_transform = reshape_transform
+        if not (reshape_transform is None or reshape_transform == "auto" or callable(reshape_transform)):
+            raise TypeError(f'reshape_transform must be callable, "auto" or None, got {reshape_transform!r}')
+        self.reshape_transform = reshape_transform if callable(reshape_transform) else None
         self.sign = sign
         self.outputs: Tensor | None = None
         self._with_gradient: set[nn.Module] = set()  # layers at which a gradient other than 0 was seen
@@ -169,20 +173,18 @@ class BaseCAM:
     def spatial_of(self, run: Run, layer: nn.Module, t: Tensor) -> Tensor:
         """An activation or gradient of one layer as `(B, C, *S)`; ValueError if it has no space."""
         shape = tuple(t.shape)
-        if self.reshape_transform is not None:
-            t = self.reshape_transform(t)
-            if not isinstance(t, Tensor) or t.ndim < 3:
-                got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
-                raise ValueError(f"reshape_transform must give (B, C, h, w), got {got} from {shape}")
-        elif (advice := _no_space(layer, t, run.input.ndim)) is not None:
-            name = layer_name(self.model, layer)
-            raise ValueError(
-                f"the output of target layer {name!r}, {shape}, has no spatial extent (B, C, h, w): {advice}"
-            )
+        t = self.transform(run, layer, shape)(t)
+        if not isinstance(t, Tensor) or t.ndim < 3:
+            got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+            raise ValueError(f"reshape_transform must give (B, C, h, w), got {got} from {shape}")
         if len(t) != len(run.input):
             name = layer_name(self.model, layer)
             raise ValueError(f"target layer {name!r} gives {len(t)} maps {tuple(t.shape)} for {len(run.input)} images")
         return t
+
+    def transform(self, run: Run, layer: nn.Module, shape: Sequence[int]) -> Callable[[Any], Tensor] | Layout:
+        """What turns a layer's output of this shape into `(B, C, *S)`."""
+        return self.reshape_transform or layout_of(self.model, layer, run.input, shape)
 
     def _explain(self, x: Tensor, targets: Targets, aug_smooth: bool, **options: Any) -> Tensor | list[Tensor]:
         check_input(x)
@@ -262,20 +264,6 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
-
-
-def _no_space(layer: nn.Module, t: Tensor, rank: int) -> str | None:
-    """What to do where a layer's output is no `(B, C, *S)` beside inputs of `rank` dimensions; None if it is one."""
-    if t.ndim == rank and channels_last(layer, t.shape):
-        return "its channels are last, pass reshape_transform=lambda t: t.movedim(-1, 1)"
-    if t.ndim == rank:
-        return None if t.shape[2:].numel() > 1 else "it is a single position, choose an earlier layer or a larger input"
-    if t.ndim == rank - 1 and t.ndim >= 3:
-        return (
-            "if it holds tokens, pass a reshape_transform that lays them out, behind a class token say "
-            "lambda t: t[:, 1:].unflatten(1, (h, w)).movedim(-1, 1)"
-        )
-    return "choose an earlier layer, or pass a reshape_transform that gives it one"
 
 
 def map_size(size: Size, x: Tensor) -> Sequence[int] | None:

@@ -30,7 +30,7 @@ class PerturbationCAM(BaseCAM):
         self,
         model: nn.Module,
         target_layers: Any = None,
-        reshape_transform: Callable[[Any], Tensor] | None = None,
+        reshape_transform: Callable[[Any], Tensor] | str | None = None,
         *,
         batch_size: int | str = "auto",
         progress: bool = False,

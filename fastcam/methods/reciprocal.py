@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.layers import channel_axis
 from fastcam.methods.ablation import ReplayCAM
 from fastcam.record import Run, first_tensor
 from fastcam.recording import Recording
 from fastcam.replay import Tail
 from fastcam.rows import Rows
 from fastcam.targets import Targets, row_scores
+from fastcam.tokens import channel_axis
 
 
 class ReciproCAM(ReplayCAM):
@@ -31,7 +31,7 @@ class ReciproCAM(ReplayCAM):
         self,
         model: nn.Module,
         target_layers: Any = None,
-        reshape_transform: Callable[[Any], Tensor] | None = None,
+        reshape_transform: Callable[[Any], Tensor] | str | None = None,
         *,
         gaussian: bool = False,
         **options: Any,
@@ -49,8 +49,8 @@ class ReciproCAM(ReplayCAM):
         for layer in run.layers:
             S = self.spatial_of(run, layer, run.attached(layer)).shape[2:]
             tail = run.tails[layer]
-            axis = channel_axis(layer, tail.activation.shape, tail.rank)
-            entries = self._entries(tail, axis).flatten()  # (Q,), which of the layer's each position of the map is
+            axis = channel_axis(self.model, layer, run.input, tail.activation.shape)
+            entries = self._entries(run, tail, axis).flatten()  # (Q,), which of the layer's each position of the map is
 
             def change(
                 rows: Rows, q: Tensor, output: Any, tail: Tail = tail, axis: int = axis, S: Any = S, at: Any = entries
@@ -68,14 +68,13 @@ class ReciproCAM(ReplayCAM):
             lows.append(maps.movedim(1, 2).flatten(0, 1).unflatten(1, S).unsqueeze(1))
         return lows
 
-    def _entries(self, tail: Tail, axis: int) -> Tensor:
+    def _entries(self, run: Run, tail: Tail, axis: int) -> Tensor:
         """Which entry of the layer's output each position of the map is; `reshape_transform` is asked."""
         one = tail.activation.movedim(tail.batch_dim, 0)[:1].movedim(axis, 1)  # (1, C, ...)
         numbers = torch.arange(one[0, 0].numel(), device=one.device, dtype=torch.float32)
         numbered = numbers.view(1, 1, *one.shape[2:]).expand(one.shape)
-        if self.reshape_transform is None:
-            return numbers.long()
-        laid_out = self.reshape_transform(numbered.movedim(1, axis).movedim(0, tail.batch_dim))[0, 0]
+        transform = self.transform(run, tail.layer, tail.activation.shape)
+        laid_out = transform(numbered.movedim(1, axis).movedim(0, tail.batch_dim))[0, 0]
         found = laid_out.round().long()
         if not torch.equal(found.to(laid_out.dtype), laid_out) or len(found.unique()) != found.numel():
             raise ValueError("reshape_transform must lay out the entries of the layer's output, and it changes them")
@@ -95,7 +94,7 @@ class ViTReciproCAM(ReciproCAM):
         self,
         model: nn.Module,
         target_layers: Any = None,
-        reshape_transform: Callable[[Any], Tensor] | None = None,
+        reshape_transform: Callable[[Any], Tensor] | str | None = None,
         *,
         gaussian: bool = True,
         **options: Any,
@@ -103,12 +102,12 @@ class ViTReciproCAM(ReciproCAM):
         """Arguments as in `ReciproCAM`; the filter is on by default."""
         super().__init__(model, target_layers, reshape_transform, gaussian=gaussian, **options)
 
-    def _entries(self, tail: Tail, axis: int) -> Tensor:
+    def _entries(self, run: Run, tail: Tail, axis: int) -> Tensor:
         if axis == 1:
             raise ValueError(
                 f"ViTReciproCAM is for tokens (B, N, C), got {tuple(tail.activation.shape)}: use ReciproCAM"
             )
-        return super()._entries(tail, axis)
+        return super()._entries(run, tail, axis)
 
 
 def _neighbourhoods(S: torch.Size, q: Tensor, gaussian: bool) -> Tensor:

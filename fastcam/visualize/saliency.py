@@ -144,7 +144,7 @@ class GuidedGradCAM:
         self,
         model: nn.Module,
         target_layers: Any = None,
-        reshape_transform: Callable[[Any], Tensor] | None = None,
+        reshape_transform: Callable[[Any], Tensor] | str | None = None,
     ) -> None:
         """Arguments as in `GradCAM`."""
         self.cam = GradCAM(model, target_layers, reshape_transform)
