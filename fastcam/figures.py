@@ -61,7 +61,7 @@ def show_cam_on_image(
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight should be in the range [0, 1]. Got: {image_weight}")
     heat = _table(colormap)[(255 * np.asarray(mask)).astype(np.uint8)]
-    heat = np.float32(heat if use_rgb else heat[..., ::-1]) / 255
+    heat = (heat if use_rgb else heat[..., ::-1]).astype(np.float32) / 255
     blend = (1 - image_weight) * heat + image_weight * img
     largest = np.max(blend)
     return (255 * (blend / largest if largest > 0 else blend)).astype(np.uint8)
@@ -95,8 +95,9 @@ def show_factorization_on_image(
     hues = [_hue_saturation((np.asarray(c)[:3] * 255).astype(np.uint8)) for c in colors]
     strongest = explanations.argmax(0)  # (H, W)
     value = (255 * np.take_along_axis(explanations, strongest[None], 0)[0]).astype(np.uint8)
-    painted = _rgb_of_hsv(*(np.array(part)[strongest] for part in zip(*hues, strict=True)), value)
-    result = ((img * image_weight + np.float32(painted) / 255 * (1 - image_weight)) * 255).astype(np.uint8)
+    hue, saturation = (np.array(part)[strongest] for part in zip(*hues, strict=True))
+    painted = _rgb_of_hsv(hue, saturation, value).astype(np.float32) / 255
+    result = ((img * image_weight + painted * (1 - image_weight)) * 255).astype(np.uint8)
     if concept_labels is None:
         return result
     return np.hstack((result, _legend(colors, concept_labels, *shape)))
@@ -179,7 +180,7 @@ def _cell(image: Tensor, maps: Sequence[Tensor] | None, column: int, colormap: s
 def _colours(levels: np.ndarray, colormap: str) -> np.ndarray:
     """The colours `(H, W, 3)` in [0, 1] of uint8 levels `(H, W)`."""
     if colormap == "jet":
-        return np.float32(_table("jet")[levels]) / 255
+        return _table("jet")[levels].astype(np.float32) / 255
     if colormap not in matplotlib.colormaps:
         raise ValueError(f"colormap must be a name that matplotlib knows, got {colormap!r}")
     return np.asarray(matplotlib.colormaps[colormap](levels))[..., :3]

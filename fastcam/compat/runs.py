@@ -1,0 +1,85 @@
+"""What a call of pytorch-grad-cam's is made of: augmentations, targets, outputs, and the gradients of the model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastcam import ops
+from fastcam.targets import ClassifierOutputTarget, find_logits
+
+
+class FlipAndScale:
+    """An augmentation of images `(B, k, H, W)`, with ttach's method names."""
+
+    def __init__(self, flip: bool, factor: float) -> None:
+        self.flip, self.factor = flip, factor
+
+    def augment_image(self, image: Tensor) -> Tensor:
+        return (image.flip(3) if self.flip else image) * self.factor
+
+    def deaugment_mask(self, mask: Tensor) -> Tensor:
+        return mask.flip(3) if self.flip else mask
+
+
+AUGMENTATIONS = [FlipAndScale(flip, factor) for flip, factor in itertools.product((False, True), (0.9, 1, 1.1))]
+
+
+def as_numpy(t: Any) -> np.ndarray:
+    """Activations or gradients as numpy, in fp32 at least."""
+    if not isinstance(t, Tensor):
+        t = torch.from_numpy(np.ascontiguousarray(t))
+    return ops.wide(t.detach()).cpu().numpy()
+
+
+def listed(targets: Any) -> Any:
+    """Targets as None or a list of callables, class indices included."""
+    if targets is None:
+        return None
+    targets = [targets] if callable(targets) or not hasattr(targets, "__iter__") else list(targets)
+    return [t if callable(t) else ClassifierOutputTarget(int(t)) for t in targets]
+
+
+def rows_of(outputs: Any) -> Any:
+    """What targets are called with, one by one: the logits in a mapping, otherwise the outputs as they are."""
+    if isinstance(outputs, Mapping) or hasattr(outputs, "logits"):
+        return find_logits(outputs)
+    return outputs
+
+
+def per_row(targets: Any, rows: Any) -> Any:
+    """A target a row: the predicted classes for None; a single one serves all."""
+    if targets is None:
+        logits = find_logits(rows)
+        if logits is None:
+            raise TypeError(f"targets must be given for a model that returns {type(rows).__name__}")
+        return [ClassifierOutputTarget(c) for c in logits.detach().argmax(-1).tolist()]
+    return targets * len(rows) if len(targets) == 1 and hasattr(rows, "__len__") else targets
+
+
+def detached(output: Any) -> Any:
+    """An output without its graph."""
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, dict):
+        return type(output)((key, detached(value)) for key, value in output.items())
+    return type(output)(map(detached, output)) if type(output) in (list, tuple) else output
+
+
+@contextmanager
+def gradients_kept(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """The parameters' `.grad` is as before at the end, whatever runs backwards inside."""
+    kept = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        yield
+    finally:
+        for p, grad in zip(parameters, kept, strict=True):
+            p.grad = grad
