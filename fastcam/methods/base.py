@@ -109,6 +109,10 @@ class BaseCAM:
         """The low map `(B, P, *S)` of each layer of a run, `(B * T, P, *S)` for targets `(B, T)`."""
         raise NotImplementedError(f"{type(self).__name__} defines no low_maps")
 
+    def finished(self, lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
+        """From the layers' low maps to the map at a size, or to a map per layer for size None."""
+        return _finished(lows, normalize, size)
+
     def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         """The run of the model that a call needs."""
         return record(self.model, layers, x, gradients=self.uses_gradients, complete=complete)
@@ -201,7 +205,7 @@ class BaseCAM:
             logits = find_logits(run.output)
             self.outputs = None if logits is None else logits.detach()
             lows = self.low_maps(run, targets, eigen_smooth)
-            maps = _finished(lows, normalize, size)
+            maps = self.finished(lows, normalize, size)
         T = per_image(targets)
         return maps if T is None else [_per_target(m, len(x), T) for m in maps]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -51,7 +52,7 @@ class GradientCAM(BaseCAM):
             warnings.warn(
                 f"the gradient of the target is zero everywhere at layer {layer_name(self.model, layer)!r}, "
                 f"its map is empty{self._better_than(layer, run.input)}",
-                stacklevel=7,  # the caller's line
+                stacklevel=_levels_to_caller(),
             )
 
     def _better_than(self, layer: nn.Module, x: Tensor) -> str:
@@ -60,6 +61,14 @@ class GradientCAM(BaseCAM):
         except ValueError:  # no such layer in the model
             return ""
         return f"; a better layer is {layer_name(self.model, better)!r}" if better is not layer else ""
+
+
+def _levels_to_caller() -> int:
+    """How many frames above the function that asks lies the first one outside of the package."""
+    frame, levels = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastcam."):
+        frame, levels = frame.f_back, levels + 1
+    return levels
 
 
 class GradCAM(GradientCAM):
@@ -130,6 +139,18 @@ class EigenGradCAM(HiResCAM):
 
     def low_map(self, A: Tensor, G: Tensor, eigen_smooth: bool) -> Tensor:
         return super().low_map(A, G, eigen_smooth=True)
+
+
+class SegEigenCAM(HiResCAM):
+    """Seg-Eigen-CAM (Chung and Ying, Applied Sciences 15(13), 2025), for segmentation.
+
+    map = first principal component of (|G| A), its largest absolute value positive; `eigen_smooth` changes nothing
+    """
+
+    def low_map(self, A: Tensor, G: Tensor, eigen_smooth: bool) -> Tensor:
+        p = ops.principal_component(ops.wide(G).abs() * ops.wide(A))
+        low, high = p.flatten(1).aminmax(dim=1)
+        return torch.where((low.abs() > high.abs()).view(-1, *[1] * (p.ndim - 1)), -p, p)
 
 
 class CAM(BaseCAM):
