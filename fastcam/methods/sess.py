@@ -16,6 +16,7 @@ from fastcam.methods.base import BaseCAM
 from fastcam.methods.combine import CombinedCAM
 from fastcam.methods.gradient import GradCAM
 from fastcam.methods.masking import blur
+from fastcam.methods.perturbation import PerturbationCAM
 from fastcam.record import record
 from fastcam.targets import Targets, find_logits, for_rows, logits_of, per_image, scores
 
@@ -135,8 +136,13 @@ class SESS(CombinedCAM):
             window = self.window_size or min(x.shape[2:])
             patches, places = self.collect_patches(run.input, window, self.step_size or window)
             of_rows = _OfRows(targets, run.output, len(x))
-            kept = self._kept(patches, of_rows)
+            scored_first = self.pre_filter_ratio > 0 and isinstance(self.base_cam, PerturbationCAM)
+            if scored_first:  # a map costs far more than a score
+                kept = self._kept(self._scored(patches, of_rows))
+            else:
+                kept = torch.ones(len(patches), len(x), of_rows.T, dtype=torch.bool, device=run.input.device)
             cams, scored = self._cams(patches, kept, of_rows, layers, eigen_smooth)
+            kept = kept if scored_first else self._kept(scored)
             best = scored.masked_fill(~kept, -torch.inf).amax(0)  # (B, T)
             weights = torch.where(best > 0, scored / best, 1)
             maps = self._fused(cams * weights[..., None, None], kept, places, x.shape[2:])  # (B, T, H, W)
@@ -146,19 +152,22 @@ class SESS(CombinedCAM):
         flat = ops.min_max(flat) if normalize else flat
         return [flat if per_image(targets) is None else flat.unflatten(0, maps.shape[:2])]
 
-    def _kept(self, patches: Sequence[Tensor], of_rows: _OfRows) -> Tensor:
-        """Which of the P patches count for each target of each image, `(P, B, T)`."""
-        P, B, T = len(patches), len(patches[0]), of_rows.T
-        dropped = int(P * self.pre_filter_ratio)
+    def _kept(self, scored: Tensor) -> Tensor:
+        """Which patches count for each target of each image, by their scores `(P, B, T)`."""
+        dropped = int(len(scored) * self.pre_filter_ratio)
         if dropped == 0:
-            return torch.ones(P, B, T, dtype=torch.bool, device=patches[0].device)
-        parts = []
+            return torch.ones_like(scored, dtype=torch.bool)
+        # numpy's sort, whose order of equal scores is that of pytorch-grad-cam
+        best = torch.from_numpy(np.argsort(scored.cpu().numpy(), axis=0)[dropped:])
+        return torch.zeros(scored.shape, dtype=torch.bool).scatter(0, best, True).to(scored.device)
+
+    def _scored(self, patches: Sequence[Tensor], of_rows: _OfRows) -> Tensor:
+        """The scores of the P patches for each target of each image, `(P, B, T)`."""
+        P, B, parts = len(patches), len(patches[0]), []
         for batch, rows in self._batches(patches, list(itertools.product(range(P), range(B)))):
             with record(self.model, [], batch, gradients=False) as run:
                 parts.append(self._scores(logits_of(run.output), of_rows(rows)))
-        order = np.argsort(torch.cat(parts).view(P, B, T).cpu().numpy(), axis=0)[dropped:]
-        kept = torch.zeros(P, B, T, dtype=torch.bool)
-        return kept.scatter(0, torch.from_numpy(order), True).to(patches[0].device)
+        return torch.cat(parts).view(P, B, -1)
 
     def _cams(
         self,
