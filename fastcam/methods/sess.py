@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from fastcam.methods.combine import CombinedCAM
 from fastcam.methods.gradient import GradCAM
 from fastcam.methods.masking import blur
 from fastcam.methods.perturbation import PerturbationCAM
-from fastcam.record import record
+from fastcam.record import Run, record
 from fastcam.targets import Targets, find_logits, for_rows, logits_of, per_image, scores
 
 _IMAGES_AT_ONCE = 4  # whose patches and their maps are held
@@ -75,7 +76,13 @@ class SESS(CombinedCAM):
             raise ValueError(f'pool must be "mean" or "max", got {pool!r}')
         if not 0 <= pre_filter_ratio < 1:
             raise ValueError(f"pre_filter_ratio must be in [0, 1), got {pre_filter_ratio}")
-        for name, value in {"num_scales": num_scales, "window_size": window_size, "step_size": step_size}.items():
+        counts = {
+            "num_scales": num_scales,
+            "window_size": window_size,
+            "step_size": step_size,
+            "batch_size": batch_size,
+        }
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         self.class_discriminative = True  # by its scores
@@ -116,6 +123,9 @@ class SESS(CombinedCAM):
 
     def at_once(self, images: int) -> int:
         return min(images, _IMAGES_AT_ONCE)
+
+    def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
+        raise NotImplementedError("SESS has a map of the input's size only: it cannot be another method's base_method")
 
     def _maps_of_part(
         self,
@@ -181,13 +191,14 @@ class SESS(CombinedCAM):
         window = patches[0].shape[2:]
         cams = torch.zeros(*kept.shape, *window, dtype=ops.wide(patches[0]).dtype, device=kept.device)
         scored = torch.zeros(kept.shape, dtype=cams.dtype, device=kept.device)
+        base = copy.copy(self.base_cam)  # whose outputs are this call's
         options = {"eigen_smooth": eigen_smooth, "normalize": True, "size": window, "complete": True}
         for batch, rows in self._batches(patches, kept.any(2).nonzero().tolist()):
             targets = of_rows(rows)
-            (maps,) = self.base_cam._maps(batch, layers, targets, **options)
+            (maps,) = base._maps(batch, layers, targets, **options)
             p, b = torch.tensor(rows, device=kept.device).unbind(1)
             cams[p, b] = maps.view(len(rows), -1, *window).to(cams.dtype)
-            scored[p, b] = self._scores(logits_of(self.base_cam.outputs), targets).to(cams.dtype)
+            scored[p, b] = self._scores(logits_of(base.outputs), targets).to(cams.dtype)
         return cams, scored
 
     def _batches(

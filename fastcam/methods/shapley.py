@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from fastcam import ops
 from fastcam.methods.gradient import GradientCAM
@@ -17,7 +20,7 @@ from fastcam.targets import Targets, scores
 
 _lock = threading.Lock()
 _inside = 0  # runs under way that differentiate twice
-_plain_attention = ExitStack()  # entered by the first of them, left by the last: the setting is the process's
+_setting = ExitStack()  # entered by the first of them, left by the last: the setting is the process's
 
 
 class ShapleyCAM(GradientCAM):
@@ -35,7 +38,7 @@ class ShapleyCAM(GradientCAM):
 
     @contextmanager
     def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> Iterator[Run]:
-        with _twice_differentiable(), super().recorded(x, layers, complete) as run:
+        with _plain_attention(), _Hardsigmoid(), super().recorded(x, layers, complete) as run:
             yield run
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
@@ -67,13 +70,22 @@ def _hessian_times_activation(G: Tensor, A: Tensor) -> Tensor:
     return torch.zeros_like(A) if product is None else product
 
 
+class _Hardsigmoid(TorchFunctionMode):
+    """The hard sigmoid, in this thread, as a function that torch differentiates twice: MobileNetV3 has it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
-def _twice_differentiable() -> Iterator[None]:
-    """Attention as plain matrix products: the fused kernels have no second derivative."""
+def _plain_attention() -> Iterator[None]:
+    """Attention as matrix products: the fused kernels have no second derivative."""
     global _inside
     with _lock:
         if _inside == 0:
-            _plain_attention.enter_context(sdpa_kernel(SDPBackend.MATH))
+            _setting.enter_context(sdpa_kernel(SDPBackend.MATH))
         _inside += 1
     try:
         yield
@@ -81,4 +93,4 @@ def _twice_differentiable() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                _plain_attention.close()
+                _setting.close()

@@ -17,13 +17,14 @@ _ROWS_AT_ONCE = 64
 
 
 class SmoothGradCAMpp(BaseCAM):
-    """Smooth Grad-CAM++ (Omeiza et al. 2019, arXiv:1908.01224), as in torch-cam.
+    """Smooth Grad-CAM++ (Omeiza et al. 2019, arXiv:1908.01224), with the weights of torch-cam.
 
     w_c = sum_ij a relu(G_n),  a = D² / (2 D² + sum_ij D³ A + 1e-8),  D^p = mean_i G_i^p,  map = sum_c w_c A_c
 
     A is the image's own activation, G_i the gradient for the i-th of n noisy images x + d_i, d_i ~ N(0, std²). As in
-    torch-cam the numerator of a is D² (the paper has D¹), and relu sees the last noisy image. The same n draws serve
-    all images, so that a map does not depend on the batch. The 1e-8 makes it depend on the gradient's scale.
+    torch-cam the numerator of a is D² (the paper has D¹), and relu sees the last noisy image; its map however takes
+    that image's activation. The same n draws serve all images, so that a map does not depend on the batch. The 1e-8
+    makes it depend on the gradient's scale.
     """
 
     uses_gradients = False  # of the image itself
