@@ -76,13 +76,8 @@ class SESS(CombinedCAM):
             raise ValueError(f'pool must be "mean" or "max", got {pool!r}')
         if not 0 <= pre_filter_ratio < 1:
             raise ValueError(f"pre_filter_ratio must be in [0, 1), got {pre_filter_ratio}")
-        counts = {
-            "num_scales": num_scales,
-            "window_size": window_size,
-            "step_size": step_size,
-            "batch_size": batch_size,
-        }
-        for name, value in counts.items():
+        positive = {"num_scales": num_scales, "window_size": window_size, "step_size": step_size}
+        for name, value in {**positive, "batch_size": batch_size}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         self.class_discriminative = True  # by its scores
@@ -271,10 +266,9 @@ def window_starts(length: int, step_size: int, window_size: int) -> list[int]:
 
 def resampling(n: int, m: int) -> Tensor:
     """The matrix `(m, n)` that resizes a line of n values to m: linear, half-pixel centres, edges clamped."""
-    # Rounded to fp32 as OpenCV does, so that what lies exactly on a position takes nothing from its neighbour.
-    at = ((torch.arange(m, dtype=torch.float64) + 0.5) * (n / m) - 0.5).float().clamp(0, n - 1)
-    low = at.floor()
-    share = (at - low).unsqueeze(1)
+    # To the last bit OpenCV's shares: one of 1e-15 of a patch makes a value that is above theta = 0.
+    at = np.clip((np.arange(m) + 0.5) * (n / m) - 0.5, 0, n - 1)
+    low, share = torch.from_numpy(np.floor(at)).long(), torch.from_numpy(at % 1).float()
     matrix = torch.zeros(m, n)
-    matrix.scatter_add_(1, low.long().unsqueeze(1), 1 - share)
-    return matrix.scatter_add_(1, (low.long() + 1).clamp(max=n - 1).unsqueeze(1), share)
+    matrix.scatter_add_(1, low.unsqueeze(1), (1 - share).unsqueeze(1))
+    return matrix.scatter_add_(1, (low + 1).clamp(max=n - 1).unsqueeze(1), share.unsqueeze(1))
