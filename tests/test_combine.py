@@ -110,6 +110,8 @@ def test_callables_are_explained_as_they_are(x):
     np.testing.assert_array_equal(FinerCAM(tiny(), "body")(x, given), GradCAM(tiny(), "body")(x, given))
     finer = [FinerWeightedTarget(n, [3, 4], 1) for n in range(3)]
     np.testing.assert_array_equal(FinerCAM(tiny(), "body")(x, finer, alpha=9), GradCAM(tiny(), "body")(x, finer))
+    for one in (ClassifierOutputTarget(2), [ClassifierOutputTarget(2)] * 3):
+        np.testing.assert_array_equal(FinerCAM(tiny(), "body")(x, one), GradCAM(tiny(), "body")(x, 2))
     mixed = [finer[0], ClassifierOutputTarget(1), ClassifierOutputTarget(2)]
     expected = GradCAM(tiny(), "body")(x, [finer[0], lambda row: row[1], lambda row: row[2]])
     np.testing.assert_array_equal(FinerCAM(tiny(), "body")(x, mixed), expected)

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastcam import ClassifierOutputReST, ClassifierOutputSoftmaxTarget, GradCAM, ShapleyCAM
 from fastcam.layers import find_layers
+from fastcam.methods.shapley import _plain_attention
 
 from models import LAYERS, TinyNet, build, inputs, tiny, tokens_to_map
 
@@ -143,6 +144,17 @@ def test_the_attention_setting_is_as_before(x):
         cam(x, target)
     assert [enabled() for enabled in ATTENTION] == before and before[0]
     assert inside[0][:3] == [False, False, True]
+
+
+def test_the_attention_setting_after_overlapping_runs():
+    before = [enabled() for enabled in ATTENTION]
+    first, second = _plain_attention(), _plain_attention()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not ATTENTION[0]()
+    second.__exit__(None, None, None)
+    assert [enabled() for enabled in ATTENTION] == before
 
 
 def test_an_operation_without_a_second_derivative_is_an_error(x):

@@ -108,7 +108,8 @@ class FinerCAM(CombinedCAM):
         return maps
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
-        if run.output is not None and not are_callables(targets):
+        first = targets[0] if isinstance(targets, list | tuple) and targets else targets
+        if run.output is not None and not (are_callables(targets) or callable(first)):  # a `ClassifierOutputTarget`
             targets = self._compared(logits_of(run.output), targets)
         return super().low_maps(run, targets, eigen_smooth)
 
