@@ -71,7 +71,7 @@ class BaseCAM:
 
         input_tensor   `(B, k, H, W)`, as the model takes it
         targets        None for the predicted class, an int, a list of ints, a LongTensor `(B,)` or `(B, T)`, or
-                       callables from one image's output to a scalar
+                       callables from one image's output to a scalar: one, B, or B lists of T
         aug_smooth     mean over six augmentations: the image and its mirror, each times 0.9, 1 and 1.1
         eigen_smooth   first principal component of the weighted activations instead of their sum
         Raises ValueError for an empty batch, a class out of range, lengths that do not fit, a layer that does not
