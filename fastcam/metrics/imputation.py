@@ -71,8 +71,8 @@ class NoisyLinearImputer:
         counts = missing.flatten(1).sum(1).tolist()
         device = self.generator.device if self.generator else torch.device("cpu")
         counts = [sum(counts)] if self.generator else counts
-        # The transpose is what pytorch-grad-cam draws: its layout decides the order of the numbers.
-        draws = [torch.empty(n, channels, device=device).t().normal_(generator=self.generator).t() for n in counts]
+        # pytorch-grad-cam draws (channels, pixels) for each image: the shape decides the order of the numbers.
+        draws = [torch.randn(channels, n, generator=self.generator, device=device).t() for n in counts]
         return torch.cat(draws).to(missing.device)
 
 
