@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from models import build, inputs, tiny
 from torch.nn import functional as F
 
 import fastcam
 from fastcam import metrics
 from fastcam.metrics.curves import blurred
+
+from models import build, inputs, tiny
 
 CLASSES = [3, 1, 7]
 
@@ -133,16 +134,16 @@ def test_drop_with_a_baseline(case):
 
 @pytest.mark.parametrize(
     "before, after, drop",
-    [(2.0, 1.0, 0.5), (-1.0, -1.5, 0.5), (-1.0, -3.0, 1.0), (0.0, 0.0, 0.0), (0.0, -1.0, 1.0), (1.0, -5.0, 1.0), (-1.0, 2.0, 0.0)],
-)  # fmt: skip
+    [(2, 1, 0.5), (-1, -1.5, 0.5), (-1, -3, 1), (0, 0, 0), (0, -1, 1), (1, -5, 1), (-1, 2, 0)],
+)
 def test_drop_of_negative_and_zero_scores(before, after, drop):
     class Given(torch.nn.Module):
         def forward(self, x):
-            return torch.where(x.flatten(1).sum(1, keepdim=True) > 0, before, after).expand(-1, 2)
+            return torch.where(x.flatten(1).sum(1, keepdim=True) > 0, float(before), float(after)).expand(-1, 2)
 
     x, maps = torch.ones(1, 1, 4, 4), torch.zeros(1, 4, 4)
     ours = metrics.average_drop(Given(), x, maps, 0, probability=False)
-    torch.testing.assert_close(ours, torch.tensor([drop]))
+    torch.testing.assert_close(ours, torch.tensor([float(drop)]))
 
 
 def test_gain_needs_probabilities():
@@ -184,7 +185,7 @@ def test_adcc_of_extreme_maps():
     model, x = tiny(), torch.randn(2, 3, 16, 20)
     for value in (0.0, 1.0):
         ours = metrics.adcc(model, x, torch.full((2, 16, 20), value), lambda images, _: images[:, 0], 1)
-        assert ours.isfinite().all() and (0 <= ours).all() and (ours <= 1).all()
+        assert ours.isfinite().all() and (ours >= 0).all() and (ours <= 1).all()
         assert value == 0 or (ours == 0).all()
 
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from models import photographs
 from scipy.sparse import coo_matrix
 from scipy.sparse.linalg import splu
 
 from fastcam.metrics import NoisyLinearImputer
 from fastcam.metrics.multigrid import _prolong, _restrict
+
+from models import photographs
 
 STEPS = {(dy, dx): 1 / 12 if dy and dx else 1 / 6 for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)}
 

@@ -5,10 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from models import build, inputs, tiny
 
 import fastcam
 from fastcam import metrics
+
+from models import build, inputs, tiny
 
 
 def test_pointing_game():
@@ -103,7 +104,7 @@ def test_baseline_maps():
     state = torch.get_rng_state()
     noise = metrics.random_maps(2, 30, 40, seed=1)
     assert torch.equal(state, torch.get_rng_state())
-    assert noise.shape == (2, 30, 40) and 0 <= noise.min() and noise.max() < 1
+    assert noise.shape == (2, 30, 40) and noise.min() >= 0 and noise.max() < 1
     assert torch.equal(noise, metrics.random_maps(2, 30, 40, seed=1))
     assert not torch.equal(noise, metrics.random_maps(2, 30, 40, seed=2)) and not torch.equal(noise[0], noise[1])
     centre = metrics.centre_gaussian_maps(2, 31, 40)

@@ -58,13 +58,15 @@ def model_randomisation(
     """
     source = unwrap(model)
     stages = _default_stages(source) if layers is None else [_stage(source, layer) for layer in layers]
+    # Not seed, seed + 1, ...: a model built after manual_seed(3) would get its first layer back.
+    seeds = torch.randint(2**31, (len(stages),), generator=torch.Generator().manual_seed(seed)).tolist()
     with torch.random.fork_rng(devices=[]):  # nothing is drawn on a GPU
         net = copy.deepcopy(source)
         original = _maps(explain(net))
         results = []
-        for place, (name, parts) in enumerate(stages):
+        for (name, parts), number in zip(stages, seeds, strict=True):
             net = net if cascade else copy.deepcopy(source)
-            torch.default_generator.manual_seed(seed + place)  # explain may draw numbers in between
+            torch.default_generator.manual_seed(number)  # explain may draw numbers in between
             modules = dict(net.named_modules())
             for part in parts:
                 _randomise(modules[part])
