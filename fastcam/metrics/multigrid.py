@@ -41,7 +41,19 @@ def harmonic(x: Tensor, known: Tensor, weights: Weights) -> Tensor:
         torch.empty(2**23 - 2**12)  # glibc keeps freed blocks up to the largest it saw: three times faster
     size = 2**18 if on_cpu else 2**24  # values at once: what a CPU's cache holds, what a GPU fills
     step = max(1, size // x[0].numel())
-    return torch.cat([_solve(x[i : i + step], known[i : i + step], weights) for i in range(0, len(x), step)])
+    return torch.cat([_within(x[i : i + step], known[i : i + step], weights) for i in range(0, len(x), step)])
+
+
+def _within(x: Tensor, known: Tensor, weights: Weights) -> Tensor:
+    """`_solve` for the part of the images in which pixels are missing: the known ones around it are all that counts."""
+    rows, columns = ((~known).any(0).any(dim).nonzero().flatten().tolist() for dim in (1, 0))
+    if not rows:
+        return x
+    top, left = max(rows[0] - 1, 0), max(columns[0] - 1, 0)
+    part = ..., slice(top, rows[-1] + 2), slice(left, columns[-1] + 2)
+    result = x.clone()
+    result[part] = _solve(x[part], known[part], weights)
+    return result
 
 
 def _solve(x: Tensor, known: Tensor, weights: Weights) -> Tensor:
@@ -76,11 +88,11 @@ def _conjugate_gradients(operator: Operator, preconditioner: Operator, r: Tensor
             return v + z, step == 0 and bool((product <= limit**2).all())
         image = operator(direction)
         length = product / _dot(direction, image).clamp(min=1e-30)
-        v += length * direction
-        r = r - length * image
+        v.addcmul_(length, direction)
+        r = r.addcmul(length, image, value=-1)
         z, before = preconditioner(r), product
         product = _dot(r, z)
-        direction = z + product / before.clamp(min=1e-30) * direction
+        direction = z.addcmul(product / before.clamp(min=1e-30), direction)
     return v + z, False
 
 
@@ -91,7 +103,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def _laplacian(missing: Tensor, weights: Weights) -> Operator:
     """v -> sum_n w_n (v_i - v_n) at the missing pixels, 0 elsewhere; for v `(R, C, H, W)`."""
     total = _neighbours(torch.ones_like(missing[:1]), weights)
-    return lambda v: (total * v - _neighbours(v, weights)) * missing
+    return lambda v: (total * v).sub_(_neighbours(v, weights)).mul_(missing)
 
 
 def _neighbours(v: Tensor, weights: Weights) -> Tensor:
@@ -139,8 +151,8 @@ class _Multigrid:
             return (r.flatten(2) @ self.inverse).view_as(r)
         operator, smoother, free = self.levels[depth]
         z = smoother * r
-        coarse = self(_restrict((r - operator(z)) * free), depth + 1)
-        z += _prolong(coarse, r.shape[2], r.shape[3]) * free
+        coarse = self(_restrict(r - operator(z)), depth + 1)
+        z.addcmul_(_prolong(coarse, r.shape[2], r.shape[3]), free)
         return z.addcmul_(smoother, r - operator(z))
 
 
