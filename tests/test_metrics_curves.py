@@ -197,7 +197,8 @@ def test_pearson_and_spearman():
         u, v = a[i].flatten().numpy(), b[i].flatten().numpy()
         assert abs(metrics.pearson(a, b)[i].item() - scipy.pearsonr(u, v)[0]) < 1e-6
         assert abs(metrics.spearman(a, b)[i].item() - scipy.spearmanr(u, v)[0]) < 1e-6
-    constant = torch.ones_like(a)
+    constant = torch.full_like(a, 0.1)
+    torch.testing.assert_close(metrics.pearson(1e-25 * a, b), metrics.pearson(a, b))
     assert (metrics.pearson(a, constant) == 0).all() and (metrics.spearman(constant, b) == 0).all()
     torch.testing.assert_close(metrics.spearman(a, a.exp()), torch.ones(3))
 

@@ -213,6 +213,20 @@ def test_model_and_images_stay_as_they_were(case):
     model.eval()
 
 
+@pytest.mark.parametrize("where", ["with gradients", "in inference mode", "read-only"])
+def test_tensors_of_all_kinds(where):
+    model, x, maps = tiny(), torch.randn(2, 3, 16, 20), np.random.default_rng(0).random((2, 16, 20))
+    metric = metrics.ROADCombined([50], noise=0)
+    expected = metric(x, maps, 1, model)
+    maps.flags.writeable = where != "read-only"
+    x.requires_grad_(where == "with gradients")
+    with torch.inference_mode(where == "in inference mode"):
+        np.testing.assert_allclose(metric(x.clone(), maps, 1, model), expected, atol=1e-6)
+        seen = metrics.CamMultImageConfidenceChange()(x.clone(), maps, 1, model, True)[1]
+    assert not seen.requires_grad and x.grad is None
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
 def test_generator_of_the_noise():
     model, x, maps = tiny(), torch.randn(2, 3, 16, 20), np.random.default_rng(0).random((2, 16, 20))
     state = torch.get_rng_state()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastcam import ops
 from fastcam.metrics.confidence import average_drop
 from fastcam.metrics.road import ROADCombined
 from fastcam.metrics.scoring import as_maps, multiplied
@@ -20,10 +21,16 @@ Explain = Callable[[Tensor, Targets], Any]
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """The correlation of maps `(B, *S)` with maps `(B, *S)`: `(B,)` in [-1, 1], 0 where one of them is constant."""
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-300), 0).clamp(-1, 1).float()
+    return (_standardised(a) * _standardised(b)).sum(1).clamp(-1, 1)
+
+
+def _standardised(maps: Tensor) -> Tensor:
+    """Maps `(B, N)` of mean 0 and norm 1; 0 where a map is constant, which rounding would hide."""
+    v = ops.wide(maps).flatten(1)
+    varied = v.amax(1, keepdim=True) > v.amin(1, keepdim=True)
+    v = torch.where(varied, v - v.mean(1, keepdim=True), 0)
+    v = v / torch.where(varied, v.abs().amax(1, keepdim=True), 1)  # squares of small values would vanish
+    return v / torch.where(varied, v.norm(dim=1, keepdim=True), 1)
 
 
 def batch_pearson_coherency(A: np.ndarray, B: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ class NoisyLinearImputer:
                 f"mask must be (H, W) for img (k, H, W), or both in a batch, got {tuple(mask.shape)} for "
                 f"{tuple(img.shape)}"
             )
-        mask = mask.to(img.device)
+        img, mask = img.detach(), mask.to(img.device)
         known = mask if mask.dtype == torch.bool else mask != 0
         filled = harmonic(img.float(), known, self._weights)
         if self.noise:

@@ -87,7 +87,7 @@ def _mean_ranks(maps: Tensor) -> Tensor:
     ascending = values.sort(1).values
     first = torch.searchsorted(ascending, values)
     behind = torch.searchsorted(ascending, values, right=True)
-    return (first + behind).double() / 2
+    return (first + behind).float() / 2
 
 
 Stage = tuple[str, list[str]]  # the name of a layer, and of the modules whose own parameters are randomised

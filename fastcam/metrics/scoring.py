@@ -29,7 +29,7 @@ def as_maps(maps: Any, x: Tensor) -> Tensor:
     wanted = (len(x), *x.shape[2:])
     if tuple(maps.shape) != wanted:
         raise ValueError(f"maps must be (B, H, W) = {wanted} as the input is, got {tuple(maps.shape)}")
-    t = maps.detach() if isinstance(maps, Tensor) else torch.from_numpy(np.ascontiguousarray(maps))
+    t = maps.detach() if isinstance(maps, Tensor) else torch.from_numpy(np.array(maps))
     keep = t.dtype == torch.float64 and x.device.type != "mps"
     return t.to(x.device, torch.float64 if keep else torch.float32)
 
@@ -63,7 +63,7 @@ class Scorer:
         if per_image(targets) is not None:
             raise ValueError("targets must be one per image; for several, repeat the images and give a map for each")
         self.net = unwrap(model)
-        self.x = owned(self.net, x)
+        self.x = owned(self.net, x.detach())
         self._size = BatchSize(batch_size, self.x.device)
         images = torch.arange(len(x), device=self.x.device)
         with evaluation(self.net):

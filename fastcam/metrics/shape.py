@@ -19,11 +19,11 @@ def sparseness(maps: Tensor) -> Tensor:
     >>> sparseness(torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
     tensor([0.7500])
     """
-    v = ops.wide(maps).flatten(1).abs().sort(1).values.double()
+    v = ops.wide(maps).flatten(1).abs().sort(1).values
     N = v.shape[1]
     k = torch.arange(1, N + 1, device=v.device)
     weighted, total = (v * (N - k + 0.5)).sum(1) / N, v.sum(1)
-    return torch.where(total > 0, 1 - 2 * weighted / total.clamp(min=1e-300), 0).float()
+    return torch.where(total > 0, 1 - 2 * weighted / torch.where(total > 0, total, 1), 0)
 
 
 def random_maps(B: int, H: int, W: int, seed: int = 0) -> Tensor:
