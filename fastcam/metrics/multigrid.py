@@ -102,8 +102,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _laplacian(missing: Tensor, weights: Weights) -> Operator:
     """v -> sum_n w_n (v_i - v_n) at the missing pixels, 0 elsewhere; for v `(R, C, H, W)`."""
-    total = _neighbours(torch.ones_like(missing[:1]), weights)
-    return lambda v: (total * v).sub_(_neighbours(v, weights)).mul_(missing)
+    total = _neighbours(torch.ones_like(missing[:1]), weights) * missing
+    return lambda v: (total * v).addcmul_(_neighbours(v, weights), missing, value=-1)
 
 
 def _neighbours(v: Tensor, weights: Weights) -> Tensor:
@@ -141,8 +141,9 @@ class _Multigrid:
             if max(free.shape[2:]) <= _COARSEST:
                 break
             stencil = _galerkin(operator, free)
-            diagonal = stencil[:, 4:5]
-            free = (diagonal > 1e-6).float()
+            free = (stencil[:, 4:5] > 1e-6).float()
+            # Beside a hole's edge coarse pixels overlap; half the row's sum keeps the step from overshooting.
+            diagonal = torch.maximum(stencil[:, 4:5], stencil.abs().sum(1, keepdim=True) / 2)
             operator = _stencil_operator(stencil * free)
         self.inverse = _inverse(operator, free)
 
@@ -173,12 +174,12 @@ def _restrict(fine: Tensor) -> Tensor:
 def _prolong(coarse: Tensor, height: int, width: int) -> Tensor:
     """P without the mask: linear interpolation to `(R, C, height, width)`."""
     R, C, h, w = coarse.shape
-    rows = coarse.new_zeros(R, C, h, 2 * w - 1)
+    rows = coarse.new_empty(R, C, h, 2 * w - 1)
     rows[..., ::2] = coarse
-    rows[..., 1::2] = (coarse[..., 1:] + coarse[..., :-1]) / 2
-    fine = coarse.new_zeros(R, C, 2 * h - 1, 2 * w - 1)
+    rows[..., 1::2] = torch.lerp(coarse[..., 1:], coarse[..., :-1], 0.5)
+    fine = coarse.new_empty(R, C, 2 * h - 1, 2 * w - 1)
     fine[..., ::2, :] = rows
-    fine[..., 1::2, :] = (rows[..., 1:, :] + rows[..., :-1, :]) / 2
+    torch.lerp(rows[..., 1:, :], rows[..., :-1, :], 0.5, out=fine[..., 1::2, :])
     return fine[..., :height, :width]
 
 
