@@ -107,9 +107,7 @@ def row_scores(targets: Targets, output: Any, batch: int, probability: bool = Fa
     calls = _calls(targets, batch)
 
     def by_callable(rows_output: Any, rows: Rows) -> Tensor:
-        N = len(rows.images)
-        images = rows.images.tolist() if rows.only is None else [rows.only] * N
-        return ops.wide(_values([calls[i] for i in images], _rows_of(rows_output, N)))
+        return ops.wide(_values([calls[i] for i in rows.listed], _rows_of(rows_output, len(rows.listed))))
 
     return by_callable
 
