@@ -65,11 +65,10 @@ class Scorer:
         self.net = unwrap(model)
         self.x = owned(self.net, x.detach())
         self._size = BatchSize(batch_size, self.x.device)
-        images = torch.arange(len(x), device=self.x.device)
         with evaluation(self.net):
             output = call(self.net, self.x.clone())
             self._score = row_scores(targets, output, len(x), probability)
-            self.before = self._score(output, Rows(images)).squeeze(1)
+            self.before = self._score(output, Rows.of(range(len(x)), self.x.device)).squeeze(1)
 
     def of(self, rows: int, images: Tensor, make: Callable[[int, int], Tensor]) -> Tensor:
         """The scores `(rows,)` of the changed images `make(start, stop)`, made once each and in order.
