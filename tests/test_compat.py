@@ -117,7 +117,7 @@ def test_one_object_whatever_the_path(ours):
 
 def parameters(function):
     names = [n for n in inspect.signature(function).parameters if n not in ("args", "kwargs")]
-    if function.__name__ in ("get_cam_weights", "get_cam_image"):  # whose names vary in the reference itself
+    if function.__name__ in ("get_cam_weights", "get_cam_image", "compute_cam_per_layer"):  # whose names vary in the reference itself
         return [str(n) for n in range(len(names))]
     return names
 
@@ -392,6 +392,7 @@ def test_steps_keep_the_users_gradients(ours, net, x):
     assert hooks(net) == 0 and cam._recorder is None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_frozen_models_and_ambient_no_grad(ours, net, x):
     class Mine(ours.GradCAM):
         def get_cam_weights(self, *arguments):
@@ -588,6 +589,7 @@ def test_ablation_leaves_nothing_behind(ours, net, x):
     assert np.ptp(multilayer(x, [0, 1, 2])) > 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the reference
 def test_models_without_parameters(ours, x):
     model = nn.Sequential(nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
     cam = ours.GradCAM(model, [model[0]])
@@ -643,18 +645,18 @@ def test_guided_backpropagation_is_the_references(ours, x):
 def test_the_command_has_the_references_flags_and_files(ours, tmp_path, monkeypatch, capsys):
     from fastcam.compat.cam import main
 
-    rng = np.random.default_rng(0)
-    picture = (rng.random((48, 60, 3)) * 255).astype(np.uint8)
+    rows, columns = np.mgrid[:48, :60]
+    picture = np.stack([rows * 5, columns * 4, 128 + 127 * np.sin(rows / 9)], 2).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "image.png")
     tests = str(pathlib.Path(__file__).parent)
     monkeypatch.syspath_prepend(tests)
     where = ["--image-path", str(tmp_path / "image.png"), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
-    flags = ["--aug-smooth", "--eigen-smooth", "--model", "models:tiny", "--layer", "2"]
+    flags = ["--aug-smooth", "--eigen-smooth", "--model", "models:tiny", "--layer", "body"]
     for method in ("gradcam", "gradcam++", "finercam", "scorecam", "fullgrad", "sess"):
         assert main([*where, "--method", method, *flags]) == 0
         for name in ("cam", "gb", "cam_gb"):
             with Image.open(tmp_path / "out" / f"{method}_{name}.jpg") as file:
-                assert file.size == (60, 48) and np.asarray(file).std() > 5
+                assert file.size == (60, 48) and np.asarray(file).std() > 2
     assert main([*where[2:], "--image-path", "nowhere.png", *flags]) == 2
     assert "nowhere.png" in capsys.readouterr().err
     state = tmp_path / "resnet50.pt"
@@ -666,4 +668,4 @@ def test_the_command_has_the_references_flags_and_files(ours, tmp_path, monkeypa
     mask = theirs.GradCAM(model, [model.layer4])(x, None)[0]
     shown = theirs.utils.image.show_cam_on_image(picture / np.float32(255), mask, use_rgb=True)
     with Image.open(tmp_path / "out" / "gradcam_cam.jpg") as file:
-        assert np.abs(np.asarray(file).astype(float) - shown).mean() < 20  # JPEG of noise
+        assert np.abs(np.asarray(file).astype(float) - shown).mean() < 3  # JPEG
