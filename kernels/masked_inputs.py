@@ -27,8 +27,8 @@ def masked_inputs(
     Lines, `(B, k, W)` and `(N, w)`, are images of one row.
     """
     if x.ndim == 3:
-        lines = [t if t is None else t.contiguous().unsqueeze(2) for t in (x, baseline)]
-        return masked_inputs(lines[0], masks.unsqueeze(1), images, lines[1], align_corners).squeeze(2)
+        below = None if baseline is None else baseline.unsqueeze(2)
+        return masked_inputs(x.contiguous().unsqueeze(2), masks.unsqueeze(1), images, below, align_corners).squeeze(2)
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     x, masks, images = x.contiguous(memory_format=layout), masks.contiguous(), images.contiguous()

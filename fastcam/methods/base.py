@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
-from fastcam.layers import channels_last, default_layer, find_layers, layer_name
-from fastcam.record import Run, check_input, record
+from fastcam.inputs import Inputs, inputs_of
+from fastcam.layers import channels_last, default_layer, find_layers, image_channel_dim, layer_name
+from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, find_logits, part_of, per_image
 
 Size = Sequence[int] | str | None
@@ -35,6 +36,7 @@ class BaseCAM:
         reshape_transform: Callable[[Any], Tensor] | None = None,
         *,
         sign: str = "activation",
+        interpolation: str | None = None,
     ) -> None:
         """Bind the method to a model; nothing runs yet.
 
@@ -44,55 +46,76 @@ class BaseCAM:
         reshape_transform   turns a layer's output into `(B, C, h, w)`, for token layers say
         sign                of a principal component (EigenCAM, EigenGradCAM, eigen_smooth): "activation" correlates
                             with the mean over channels, "lapack" is the choice of pytorch-grad-cam on a CPU
+        interpolation       of low maps to the size asked for: "linear", "cubic" (a spline), or None for what
+                            pytorch-grad-cam takes, linear in one and two dimensions, cubic in three
         Raises ValueError for a layer that is not in the model, TypeError for what is no model or no layer.
         """
         if sign not in ("activation", "lapack"):
             raise ValueError(f'sign must be "activation" or "lapack", got {sign!r}')
+        if interpolation not in ops.INTERPOLATIONS:
+            raise ValueError(f'interpolation must be None, "linear" or "cubic", got {interpolation!r}')
         self.model = model
         self.target_layers = None if target_layers is None else find_layers(model, target_layers)
         self.reshape_transform = reshape_transform
         self.sign = sign
+        self.interpolation = interpolation
         self.outputs: Tensor | None = None
         self._with_gradient: set[nn.Module] = set()  # layers at which a gradient other than 0 was seen
 
     def __call__(
-        self, input_tensor: Tensor, targets: Targets = None, aug_smooth: bool = False, eigen_smooth: bool = False
+        self,
+        input_tensor: Any,
+        targets: Targets = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        *,
+        forward_kwargs: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """The maps of a batch as numpy float32: `(B, H, W)` in [0, 1], `(B, T, H, W)` for targets `(B, T)`.
 
-        input_tensor   `(B, k, H, W)`, as the model takes it
-        targets        None for the predicted class, an int, a list of ints, a LongTensor `(B,)` or `(B, T)`, or
-                       callables from one image's output to a scalar
-        aug_smooth     mean over six augmentations: the image and its mirror, each times 0.9, 1 and 1.1
-        eigen_smooth   first principal component of the weighted activations instead of their sum
+        input_tensor     `(B, k, H, W)`, as the model takes it, a signal `(B, k, L)` or a volume `(B, k, D, H, W)`; or
+                         several inputs with the batch first: a tuple of arguments, a mapping of arguments by name.
+                         The first floating-point tensor of three dimensions or more is the image
+        targets          None for the predicted class, an int, a list of ints, a LongTensor `(B,)` or `(B, T)`, or
+                         callables from one image's output to a scalar
+        aug_smooth       mean over six augmentations: the image and its mirror, each times 0.9, 1 and 1.1, and with it
+                         other floating-point inputs of its size
+        eigen_smooth     first principal component of the weighted activations instead of their sum
+        forward_kwargs   more arguments of the model, by name; they go into every call as they are
         Raises ValueError for an empty batch, a class out of range, lengths that do not fit, a layer that does not
         run or has no spatial output.
         """
         maps = self._explain(
-            input_tensor, targets, aug_smooth, eigen_smooth=eigen_smooth, normalize=True, size="input", complete=True
+            *(input_tensor, targets, aug_smooth, forward_kwargs),
+            eigen_smooth=eigen_smooth,
+            normalize=True,
+            size="input",
+            complete=True,
         )
         assert isinstance(maps, Tensor)
         return maps.float().cpu().numpy()
 
     def attribute(
         self,
-        input_tensor: Tensor,
+        input_tensor: Any,
         targets: Targets = None,
         *,
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
         normalize: bool = True,
         size: Size = "input",
+        forward_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """The maps as a tensor on the model's device, fp32 (fp64 for an fp64 model on a CPU).
 
         normalize   ReLU and min-max to [0, 1]; False gives signed values in the method's own unit
-        size        "input" for the input's `(H, W)`, a size, or None for the layer's own; with several layers of
-                    their own size the result is a list, a tensor per layer
+        size        "input" for the image's `(H, W)`, `(L,)` or `(D, H, W)`, a size, or None for the layer's own; with
+                    several layers of their own size the result is a list, a tensor per layer. A video `(B, T, C, H, W)`
+                    has `(T, H, W)`; the model's first convolution tells it from a volume
         Arguments and shapes otherwise as in a call. A method that looks at no class stops the model at the last layer.
         """
         return self._explain(
-            *(input_tensor, targets, aug_smooth),
+            *(input_tensor, targets, aug_smooth, forward_kwargs),
             eigen_smooth=eigen_smooth,
             normalize=normalize,
             size=size,
@@ -109,7 +132,7 @@ class BaseCAM:
         """The low map `(B, P, *S)` of each layer of a run, `(B * T, P, *S)` for targets `(B, T)`."""
         raise NotImplementedError(f"{type(self).__name__} defines no low_maps")
 
-    def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
+    def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         """The run of the model that a call needs."""
         return record(self.model, layers, x, gradients=self.uses_gradients, complete=complete)
 
@@ -137,7 +160,7 @@ class BaseCAM:
             if not isinstance(t, Tensor) or t.ndim < 3:
                 got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
                 raise ValueError(f"reshape_transform must give (B, C, h, w), got {got} from {shape}")
-        elif (advice := _no_space(layer, t, run.input.ndim)) is not None:
+        elif (advice := _no_space(layer, t, run.input)) is not None:
             name = layer_name(self.model, layer)
             raise ValueError(
                 f"the output of target layer {name!r}, {shape}, has no spatial extent (B, C, h, w): {advice}"
@@ -147,31 +170,47 @@ class BaseCAM:
             raise ValueError(f"target layer {name!r} gives {len(t)} maps {tuple(t.shape)} for {len(run.input)} images")
         return t
 
-    def _explain(self, x: Tensor, targets: Targets, aug_smooth: bool, **options: Any) -> Tensor | list[Tensor]:
-        check_input(x)
+    def _explain(
+        self,
+        given: Any,
+        targets: Targets,
+        aug_smooth: bool,
+        forward_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Tensor | list[Tensor]:
+        x = inputs_of(given, forward_kwargs)
         size = options["size"]
         if not (size is None or size == "input" or isinstance(size, Sequence) and not isinstance(size, str)):
             raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
-        options["size"] = x.shape[2:] if size == "input" else size
+        options["size"] = self._image_size(x.image) if size == "input" else size
         layers = self.target_layers if self.target_layers is not None else [default_layer(self.model, x)]
         maps = (self._smoothed if aug_smooth else self._maps)(x, layers, targets, **options)
         return maps[0] if len(maps) == 1 else maps
 
-    def _smoothed(self, x: Tensor, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
+    def _image_size(self, image: Tensor) -> list[int]:
+        channel = image_channel_dim(unwrap(self.model), image)
+        return [n for d, n in enumerate(image.shape) if d not in (0, channel)]
+
+    def _smoothed(self, x: Inputs, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
         """The mean of the maps over the image and its mirror, each at three contrasts."""
-        axis = min(3, x.ndim - 1)
+        rank = x.image.ndim
+        axis, channel = min(3, rank - 1), image_channel_dim(unwrap(self.model), x.image)
         total: list[Tensor] = []
         for mirrored, factor in itertools.product((False, True), (0.9, 1.0, 1.1)):
-            image = x.flip(axis) if mirrored else x
-            maps = self._maps(image if factor == 1 else image * factor, layers, targets, **options)
-            maps = [m.flip(axis - x.ndim) for m in maps] if mirrored else maps
+            augmented = x.augmented(channel, axis if mirrored else None, factor)
+            maps = self._maps(augmented, layers, targets, **options)
+            if any(m.ndim - 1 - (per_image(targets) is not None) != rank - 2 for m in maps):
+                raise ValueError(
+                    f"aug_smooth mirrors maps of the image's {rank - 2} spatial dimensions, got {tuple(maps[0].shape)}"
+                )
+            maps = [m.flip(axis - rank) for m in maps] if mirrored else maps
             total = [a + b for a, b in zip(total, maps, strict=True)] if total else maps
             if not mirrored and factor == 1:
                 outputs = self.outputs
         self.outputs = outputs
         return [m / 6 for m in total]
 
-    def _maps(self, x: Tensor, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
+    def _maps(self, x: Inputs, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
         """The maps of each layer, or of all together; in parts of the batch if it is long."""
         B, step = len(x), self.at_once(len(x))
         parts, outputs = [], []
@@ -187,7 +226,7 @@ class BaseCAM:
 
     def _maps_of_part(
         self,
-        x: Tensor,
+        x: Inputs,
         first: int,
         layers: Sequence[nn.Module],
         targets: Targets,
@@ -201,13 +240,19 @@ class BaseCAM:
             logits = find_logits(run.output)
             self.outputs = None if logits is None else logits.detach()
             lows = self.low_maps(run, targets, eigen_smooth)
-            maps = _finished(lows, normalize, size)
+            maps = _finished(lows, normalize, size, self.interpolation)
         T = per_image(targets)
         return maps if T is None else [_per_target(m, len(x), T) for m in maps]
 
 
-def _no_space(layer: nn.Module, t: Tensor, rank: int) -> str | None:
-    """What to do where a layer's output is no `(B, C, *S)` beside inputs of `rank` dimensions; None if it is one."""
+def _no_space(layer: nn.Module, t: Tensor, image: Tensor) -> str | None:
+    """What to do where a layer's output is no `(B, C, *S)` beside images of as many dimensions; None if it is one."""
+    rank = image.ndim
+    if t.ndim == 4 and rank == 5 and len(t) == len(image) * image.shape[1]:
+        return (
+            f"it holds the {image.shape[1]} frames of each video one after the other, pass reshape_transform="
+            f"lambda t: t.unflatten(0, (-1, {image.shape[1]})).movedim(1, 2)"
+        )
     if t.ndim == rank and channels_last(layer, t.shape):
         return "its channels are last, pass reshape_transform=lambda t: t.movedim(-1, 1)"
     if t.ndim == rank:
@@ -220,13 +265,21 @@ def _no_space(layer: nn.Module, t: Tensor, rank: int) -> str | None:
     return "choose an earlier layer, or pass a reshape_transform that gives it one"
 
 
-def _finished(lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
+def _finished(
+    lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None, interpolation: str | None
+) -> list[Tensor]:
+    for low in lows:
+        if size is not None and low.ndim - 2 != len(size):
+            raise ValueError(
+                f"size must have {low.ndim - 2} values for maps {(len(low), *low.shape[2:])}, got {tuple(size)}: "
+                "attribute(..., size=...) gives maps that differ from the image in rank at a size of theirs"
+            )
     if normalize and size is not None:
-        return [ops.finish(lows, size)]
+        return [ops.finish(lows, size, interpolation)]
     maps = [low.sum(1) for low in lows]
     if normalize:
         maps = [ops.min_max(m.relu()) for m in maps]
-    return maps if size is None else [torch.stack([ops.resize(m, size) for m in maps]).mean(0)]
+    return maps if size is None else [torch.stack([ops.resize(m, size, interpolation) for m in maps]).mean(0)]
 
 
 def _per_target(maps: Tensor, batch: int, T: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastcam import ops
 from fastcam.head import linear_head
+from fastcam.inputs import Inputs
 from fastcam.layers import default_layer, layer_name
 from fastcam.methods.base import BaseCAM
 from fastcam.record import Run
@@ -50,11 +51,11 @@ class GradientCAM(BaseCAM):
                 continue
             warnings.warn(
                 f"the gradient of the target is zero everywhere at layer {layer_name(self.model, layer)!r}, "
-                f"its map is empty{self._better_than(layer, run.input)}",
+                f"its map is empty{self._better_than(layer, run.inputs)}",
                 stacklevel=7,  # the caller's line
             )
 
-    def _better_than(self, layer: nn.Module, x: Tensor) -> str:
+    def _better_than(self, layer: nn.Module, x: Inputs) -> str:
         try:
             better = default_layer(self.model, x)
         except ValueError:  # no such layer in the model

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcam import ops
+from fastcam.inputs import Inputs
+from fastcam.layers import image_channel_dim
 from fastcam.methods.perturbation import PerturbationCAM, rows_of
 from fastcam.record import Run, call, unwrap
 from fastcam.rows import Rows
@@ -24,7 +26,7 @@ class ScoreCAM(PerturbationCAM):
     w = softmax_c y(x m_c),  map = sum_c w_c A_c,  m_c = A_c resized to the input and scaled to [0, 1]
 
     y is the target's score. One forward pass a channel; those that are constant have the mask 0 and share one. The
-    paper subtracts the score of a baseline, which the softmax takes out again.
+    paper subtracts the score of a baseline, which the softmax takes out again. Of several inputs the image is masked.
 
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
     >>> ScoreCAM(model, "0")(torch.rand(2, 1, 8, 8), targets=1).shape
@@ -55,8 +57,8 @@ class ScoreCAM(PerturbationCAM):
         return batch
 
     def _weights(self, run: Run, layer: nn.Module, A: Tensor, chosen: Tensor, score: Score) -> Tensor:
-        net, x, R, draws = unwrap(self.model), run.input, self.repeats, self.draws(run.input)
-        low = A.flatten(2)
+        net, x, R = unwrap(self.model), channels_first(unwrap(self.model), run.input), self.repeats
+        draws, low = self.draws(x), A.flatten(2)
         constant = chosen & (low.amax(2) == low.amin(2))
         first = constant & (constant.cumsum(1) == 1)  # of each image, for all its constant channels
         pairs = (chosen & ~constant | first).nonzero()  # (K, 2), image and channel
@@ -67,7 +69,7 @@ class ScoreCAM(PerturbationCAM):
             batch = ops.masked_inputs(x, A[images, channels], images)
             if type(self).varied is not ScoreCAM.varied:
                 batch = self.varied(batch, x[images], at % R, draws)
-            return score(call(net, batch), rows_of(images))
+            return score(call(net, rows_seen(net, run, batch, images)), rows_of(images))
 
         def name(row: int) -> str:
             image, channel = pairs[row // R].tolist()
@@ -234,17 +236,17 @@ class GroupCAM(PerturbationCAM):
         with torch.enable_grad():
             columns = scores(run.output, targets, B).view(B, -1).unbind(1)
         gradients = [self.spatial(run, run.gradients(column, keep_graph=True)) for column in columns]
-        blurred = blur(run.input)
-        unseen = score(
-            call(unwrap(self.model), blurred.clone()), rows_of(torch.arange(B, device=run.input.device))
-        )  # (B, T)
+        net, everyone = unwrap(self.model), torch.arange(B, device=run.input.device)
+        x = channels_first(net, run.input)
+        blurred = blur(x)
+        unseen = score(call(net, rows_seen(net, run, blurred.clone(), everyone)), rows_of(everyone))  # (B, T)
         lows = []
         for n, (layer, A) in enumerate(zip(run.layers, self.spatial(run, run.activations), strict=True)):
             maps = []
             for t, G in enumerate(gradients):
                 M = self.masks(A, G[n])
                 gain = self._seen(run, layer, blurred, M, score)[..., t] - unseen[:, t, None]  # (B, L)
-                maps.append(_scaled_sum(M, gain, run.input.shape[2:]))
+                maps.append(_scaled_sum(M, gain, x.shape[2:]))
             lows.append(torch.stack(maps, 1).flatten(0, 1).unsqueeze(1))
         return lows
 
@@ -257,18 +259,29 @@ class GroupCAM(PerturbationCAM):
 
     def _seen(self, run: Run, layer: nn.Module, blurred: Tensor, M: Tensor, score: Score) -> Tensor:
         """The probabilities `(B, L, T)` of the images seen through the masks."""
-        net, x, L = unwrap(self.model), run.input, M.shape[1]
+        net, x, L = unwrap(self.model), channels_first(unwrap(self.model), run.input), M.shape[1]
 
         def masked(start: int, stop: int) -> Tensor:
             images = torch.arange(start, stop, device=x.device) // L
             batch = ops.masked_inputs(x, M.flatten(0, 1)[start:stop], images, blurred, align_corners=False)
-            return score(call(net, batch), rows_of(images))
+            return score(call(net, rows_seen(net, run, batch, images)), rows_of(images))
 
         def name(row: int) -> str:
             return f"image {run.first + row // L} masked by group {row % L}"
 
         seen = self.scores_of(layer, x, len(x) * L, masked, name)
         return seen.unflatten(0, (-1, L))
+
+
+def channels_first(net: nn.Module, image: Tensor) -> Tensor:
+    """The image as `(B, k, *S)`, a view: a video is `(B, T, k, H, W)`."""
+    return image.movedim(image_channel_dim(net, image), 1)
+
+
+def rows_seen(net: nn.Module, run: Run, batch: Tensor, images: Tensor) -> Inputs:
+    """What the model is called with for rows that see `batch` `(N, k, *S)` instead of their images `(N,)`."""
+    channel = image_channel_dim(net, run.input)
+    return run.inputs.for_rows(batch if channel == 1 else batch.movedim(1, channel).contiguous(), images)
 
 
 def blur(x: Tensor, width: int = 51, std: float = 50.0) -> Tensor:
@@ -286,7 +299,7 @@ def blur(x: Tensor, width: int = 51, std: float = 50.0) -> Tensor:
 
 def _scaled_sum(M: Tensor, gain: Tensor, size: Any) -> Tensor:
     """sum_g a_g (M_g - low_g) / (high_g - low_g), `(B, *S)`, for masks `(B, L, *S)` and gains a `(B, L)`."""
-    resized = ops.resize(M.flatten(0, 1), size).flatten(1).unflatten(0, M.shape[:2])
+    resized = ops.resize(M.flatten(0, 1), size, "linear").flatten(1).unflatten(0, M.shape[:2])
     low, high = resized.amin(2), resized.amax(2)
     scale = torch.where(high > low, gain / (high - low), 0)
     ones = [1] * (M.ndim - 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,6 @@ from fastcam.replay import Tail
 from fastcam.rows import Rows
 from fastcam.targets import Targets, row_scores
 
-_GAUSSIAN = ((1, 2, 1), (2, 4, 2), (1, 2, 1))  # / 16
-
 
 class ReciproCAM(ReplayCAM):
     """Recipro-CAM (Byun and Lee, CVPR Workshops 2024, arXiv:2209.14074).
@@ -25,8 +24,8 @@ class ReciproCAM(ReplayCAM):
     map_q = p(A K_q) - min over the positions,  K_q = 1 at position q and 0 elsewhere
 
     p is the target's probability (softmax; callables are taken as they are) with the activations A K_q. With
-    `gaussian` K_q is the 3 x 3 binomial filter around q instead, 1/4 at q, 1/8 beside, 1/16 in the corners. One replay
-    a position. `eigen_smooth` does not apply.
+    `gaussian` K_q is the 3 x 3 binomial filter around q instead, 1/4 at q, 1/8 beside, 1/16 in the corners; in one or
+    three dimensions the product of as many (1/4, 1/2, 1/4). One replay a position. `eigen_smooth` does not apply.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class ReciproCAM(ReplayCAM):
             def change(
                 rows: Rows, places: Tensor, output: Any, tail: Tail = tail, axis: int = axis, kept: Tensor = kept
             ) -> Any:
-                t = first_tensor(tail.layer, output)[0].movedim(tail.batch_dim, 0).movedim(axis, 1)  # (N, C, ...)
+                t = tail.by_channel(first_tensor(tail.layer, output)[0], axis)  # (N, C, ...)
                 t *= kept[places].view(len(t), 1, *t.shape[2:]).to(t.dtype)
                 return output
 
@@ -73,7 +72,7 @@ class ReciproCAM(ReplayCAM):
 
         Entries that are no position of the map, class tokens say, are kept as they are.
         """
-        entries = tail.activation.movedim(tail.batch_dim, 0)[:1].movedim(axis, 1)[0, 0]  # the shape of one channel
+        entries = tail.by_channel(tail.activation, axis)[0, 0]  # the shape of one channel
         at = self._entries(tail, axis).flatten()  # (Q,), where each position of the map is among the entries
         Q, P = len(at), entries.numel()
         kept = torch.ones(Q, P, device=entries.device)
@@ -82,12 +81,12 @@ class ReciproCAM(ReplayCAM):
 
     def _entries(self, tail: Tail, axis: int) -> Tensor:
         """Which entry of the layer's output each position of the map is; `reshape_transform` is asked."""
-        one = tail.activation.movedim(tail.batch_dim, 0)[:1].movedim(axis, 1)  # (1, C, ...)
+        one = tail.by_channel(tail.activation, axis)[:1]  # (1, C, ...)
         numbers = torch.arange(one[0, 0].numel(), device=one.device, dtype=torch.float32)
         numbered = numbers.view(1, 1, *one.shape[2:]).expand(one.shape)
         if self.reshape_transform is None:
             return numbers.long()
-        laid_out = self.reshape_transform(numbered.movedim(1, axis).movedim(0, tail.batch_dim))[0, 0]
+        laid_out = self.reshape_transform(tail.as_given(numbered, axis))[0, 0]
         found = laid_out.round().long()
         if not torch.equal(found.to(laid_out.dtype), laid_out) or len(found.unique()) != found.numel():
             raise ValueError("reshape_transform must lay out the entries of the layer's output, and it changes them")
@@ -125,14 +124,7 @@ class ViTReciproCAM(ReciproCAM):
 
 def _neighbourhoods(S: torch.Size, gaussian: bool) -> Tensor:
     """K for each position of a map of shape S: `(Q, Q)`."""
-    Q = S.numel()
     if not gaussian:
-        return torch.eye(Q)
-    if len(S) != 2:
-        raise ValueError(f"the filter of gaussian=True is for two spatial dimensions, got {len(S)}")
-    h, w = S
-    K = torch.zeros(Q, h + 2, w + 2)
-    weights = torch.tensor(_GAUSSIAN) / 16
-    for q in range(Q):
-        K[q, q // w : q // w + 3, q % w : q % w + 3] = weights
-    return K[:, 1:-1, 1:-1].flatten(1)
+        return torch.eye(S.numel())
+    places = [torch.arange(n) for n in S]
+    return functools.reduce(torch.kron, [(2 - (i[:, None] - i).abs()).clamp(min=0) / 4 for i in places])
