@@ -152,6 +152,13 @@ def test_finish(device, shapes, size):
     check(maps, lambda *lows: ops.finish(lows, size), *lows)
 
 
+def test_finish_of_lines(device):
+    lows = [fenced(torch.randn(2, 3, 7, device=device)), fenced(torch.randn(2, 1, 30, device=device))]
+    maps = finish(lows, (45,))
+    assert maps.shape == (2, 45) and maps.amax(1).min() > 0.999
+    check(maps, lambda *lows: ops.finish(lows, (45,)), *lows)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_finish_finds_the_extremes_at_any_sizes(device, seed):
     torch.manual_seed(seed)
@@ -288,6 +295,15 @@ def test_masked_inputs(device, size, shape, align_corners, with_baseline, dtype,
     x, masks = layout(torch.randn(shape).to(device, dtype)), fenced(torch.randn(3, *size).to(device))
     baseline = fenced(torch.randn(shape).to(device, dtype)) if with_baseline else None
     check_masked(x, masks, torch.tensor([1, 0, 1], device=device), baseline, align_corners)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("layout", [fenced, channels_last, strided])
+def test_masked_inputs_of_lines(device, layout, align_corners):
+    x, baseline = (layout(torch.randn(2, 3, 41).to(device)) for _ in range(2))
+    masks, images = torch.randn(3, 9, device=device)[:, ::2], torch.tensor([1, 0, 1], device=device)
+    assert check_masked(x, masks, images, None, align_corners).is_contiguous()
+    check_masked(x, masks, images, baseline, align_corners)
 
 
 @pytest.mark.parametrize("seed", range(12))
