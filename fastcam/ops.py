@@ -124,7 +124,7 @@ def masked_inputs(
     if baseline is not None:
         rows += wide(baseline)[images] * (1 - m)
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return rows.to(x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+    return rows.to(x.dtype).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def min_max(maps: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def test_cam_and_group_cam(rank):
     with torch.no_grad():
         for part in (A * G.flatten(2).mean(2).view(2, 8, *[1] * rank)).chunk(3, 1):
             M = part.sum(1).relu()
-            M = torch.where(M > M.flatten(1).quantile(0.7, 1).view(2, *[1] * rank), M, 0)
+            M = torch.where(M.flatten(1).quantile(0.7, 1).view(2, *[1] * rank) < M, M, 0)
             u = F.interpolate(M[:, None], x.shape[2:], mode={1: "linear", 3: "trilinear"}[rank])
             low, high = (f(u.flatten(1), 1).view(2, 1, *[1] * rank) for f in (torch.amin, torch.amax))
             high = torch.where(high > low, high, torch.inf)  # a constant group counts nothing
