@@ -124,7 +124,8 @@ def masked_inputs(
     if baseline is not None:
         rows += wide(baseline)[images] * (1 - m)
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return rows.to(x.dtype).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    rows = rows.to(x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+    return rows if last else rows.contiguous()  # which `to` leaves out where the type stays
 
 
 def min_max(maps: Tensor) -> Tensor:
