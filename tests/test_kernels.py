@@ -159,6 +159,19 @@ def test_finish_of_lines(device):
     check(maps, lambda *lows: ops.finish(lows, (45,)), *lows)
 
 
+@pytest.mark.parametrize(("low", "size"), [((9,), (40,)), ((5, 6), (20, 21)), ((3, 4, 5), (8, 9, 20))], ids=str)
+@pytest.mark.parametrize("interpolation", [None, "linear", "cubic"])
+def test_what_is_finished_where_there_are_kernels(device, low, size, interpolation, monkeypatch):
+    lows = [torch.randn(2, 3, *low, device=device), torch.randn(2, 1, *reversed(low), device=device)]
+    expected = ops.finish([low.cpu() for low in lows], size, interpolation)
+    launched = []
+    monkeypatch.setattr(ops, "_on_kernel", lambda t: True)
+    monkeypatch.setattr("fastcam.kernels.finish.finish", lambda *given: launched.append(given) or finish(*given))
+    actual = ops.finish(lows, size, interpolation).cpu()
+    assert bool(launched) == (interpolation != "cubic" and len(low) < 3)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_finish_finds_the_extremes_at_any_sizes(device, seed):
     torch.manual_seed(seed)

@@ -81,7 +81,8 @@ class BaseCAM:
         aug_smooth       mean over six augmentations: the image and its mirror, each times 0.9, 1 and 1.1, and with it
                          other floating-point inputs of its size
         eigen_smooth     first principal component of the weighted activations instead of their sum
-        forward_kwargs   more arguments of the model, by name; they go into every call as they are
+        forward_kwargs   more arguments of the model, by name; they go into every call as they are, whichever rows it
+                         is for: what belongs to an image goes into input_tensor
         Raises ValueError for an empty batch, a class out of range, lengths that do not fit, a layer that does not
         run or has no spatial output.
         """
