@@ -138,7 +138,7 @@ def _explain(options: argparse.Namespace) -> int:
     return 0 if done == len(paths) else 1
 
 
-def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Explainer, dict[str, bool]]:
+def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Explainer, dict[str, Any]]:
     """The method, bound to model and layers, and the options of its calls."""
     from fastcam.methods import METHODS
     from fastcam.methods.perturbation import PerturbationCAM

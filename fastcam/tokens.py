@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fastcam.inputs import Inputs
 from fastcam.observe import Sight, follow, observe
 from fastcam.record import unwrap
 
@@ -64,13 +66,14 @@ class Layout:
         return self.order is not None or torch.Size(shape[1:-1] if self.last else shape[2:]).numel() > 1
 
 
-_known: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Layout]]] = (
+Key = tuple[Any, ...]
+_known: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, dict[Key, Layout]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def layout_of(model: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> Layout:
-    """How the output of a layer, of this shape for inputs `x (B, k, *S)`, lies in space.
+def layout_of(model: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> Layout:
+    """How the output of a layer, of this shape for inputs x, lies in space.
 
     A convolution or batch norm says it itself. Otherwise the model is run again, with one image or two, as often as
     it takes; what was found is remembered for the model, the layer and the shape of an image. Raises ValueError, with
@@ -78,7 +81,7 @@ def layout_of(model: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int
     """
     net = unwrap(model)
     layouts = _known.setdefault(net, weakref.WeakKeyDictionary()).setdefault(layer, {})
-    key = (len(shape), *x.shape[1:])
+    key: Key = (len(shape), *x.shapes)
     try:
         if key not in layouts or not layouts[key].fits(shape):
             layouts[key] = _found(net, layer, x, shape)
@@ -92,9 +95,12 @@ def layout_of(model: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int
     return layouts[key]
 
 
-def channel_axis(model: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> int:
-    """Where the channels are in a layer's output for inputs x, once the batch is first: 1, or -1 in tokens say."""
-    if len(shape) != x.ndim:
+def channel_axis(model: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int], rank: int) -> int:
+    """Where the channels are in a layer's output, once the batch is first: 1, or -1 in tokens say.
+
+    rank   the number of dimensions of the images that the layer sees, frames of a video say
+    """
+    if len(shape) != rank:
         return -1
     try:
         return -1 if _channels_last(unwrap(model), layer, x, shape) else 1
@@ -102,10 +108,16 @@ def channel_axis(model: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[
         return 1
 
 
-def _found(net: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> Layout:
-    if len(shape) == x.ndim:
+def _found(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> Layout:
+    frames = x.image.shape[1]
+    if len(shape) == 4 and x.image.ndim == 5 and shape[0] == len(x) * frames:
+        raise LookupError(
+            f"it holds the {frames} frames of each video one after the other, pass reshape_transform="
+            f"lambda t: t.unflatten(0, (-1, {frames})).movedim(1, 2)"
+        )
+    if len(shape) == x.image.ndim:
         return Layout(last=_channels_last(net, layer, x, shape))
-    if len(shape) != 3 or x.ndim < 4:
+    if len(shape) != 3 or x.image.ndim < 4:
         raise LookupError("choose an earlier layer, or pass a reshape_transform that gives it one")
     return _Tokens(net, layer, x, shape).layout()
 
@@ -113,7 +125,7 @@ def _found(net: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) ->
 # Channels
 
 
-def _channels_last(net: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> bool:
+def _channels_last(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> bool:
     """Whether an output of the input's rank is `(B, ..., C)`; LookupError if that can't be told."""
     last = _by_width(layer, shape)
     if last is None and not any(hasattr(m, "normalized_shape") for m in net.modules()):
@@ -179,12 +191,12 @@ def _by_neighbours(layer: nn.Module, sights: Sequence[Sight]) -> bool | None:
 class _Tokens:
     """The search for the layout of tokens in one model, layer and shape of input."""
 
-    def __init__(self, net: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> None:
+    def __init__(self, net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> None:
         images = 2 if len(x) == 1 else 1  # another number than in the call, so that the batch shows
-        self._net, self._rank = net, x.ndim
-        self._sights = observe(net, x[:1].repeat_interleave(images, 0))
+        self._net, self._rank = net, x.image.ndim
+        self._sights = observe(net, x[:1].map(lambda t: t.repeat_interleave(images, 0)))
         draw = torch.Generator().manual_seed(0)
-        self._probe = torch.rand(x[:1].shape, generator=draw).to(x)
+        self._probe = x[:1].with_image(torch.rand(x[:1].image.shape, generator=draw).to(x.image))
         self._place = next((i for i, s in enumerate(self._sights) if s.module is layer and s.returned), -1)
         if self._place < 0:
             raise LookupError(f"it was not met in a run with {images} images, {_ADVICE}")

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.methods import METHODS
 from fastcam.methods.base import BaseCAM, Size, map_size, per_target
-from fastcam.record import check_input
+from fastcam.record import unwrap
 from fastcam.targets import Targets, part_of, per_image
 
 Answers = dict[str, dict[str, Tensor]]
@@ -19,16 +20,17 @@ Answers = dict[str, dict[str, Tensor]]
 
 def explain(
     model: nn.Module,
-    input_tensor: Tensor,
+    input_tensor: Any,
     methods: Sequence[str | type[BaseCAM]] = ("gradcam",),
     layers: Any = None,
     targets: Targets = None,
     *,
-    reshape_transform: Callable[[Any], Tensor] | None = None,
+    reshape_transform: Callable[[Any], Tensor] | str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     eigen_smooth: bool = False,
     normalize: bool = True,
     size: Size = "input",
+    forward_kwargs: Mapping[str, Any] | None = None,
 ) -> Answers:
     """The maps of several methods at several layers: `answers[method][layer]`, a tensor `(B, H, W)` or `(B, T, H, W)`.
 
@@ -40,7 +42,7 @@ def explain(
     layers      as `target_layers` of `GradCAM`; each has its own maps, under its dotted name
     targets     as in `GradCAM`'s call
     options     arguments of the methods' classes: `{"scorecam": {"batch_size": 16}}`
-    normalize, size, eigen_smooth, reshape_transform   as in `GradCAM.attribute`
+    the others  as in `GradCAM` and its `attribute`
     Raises ValueError for an unknown method, and what the methods raise.
 
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
@@ -48,8 +50,8 @@ def explain(
     >>> answers["gradcam"]["0"].shape
     torch.Size([2, 3, 8, 8])
     """
-    check_input(input_tensor)
-    chosen = find_layers(model, layers) if layers is not None else [default_layer(model, input_tensor)]
+    x = inputs_of(input_tensor, forward_kwargs)
+    chosen = find_layers(model, layers) if layers is not None else [default_layer(model, x)]
     cams = {}
     if not methods:
         raise ValueError("methods is empty: give at least one")
@@ -58,10 +60,10 @@ def explain(
         cams[name] = cls(model, chosen, reshape_transform, **(options or {}).get(name, {}))
     if others := [name for name in options or {} if name not in cams]:
         raise ValueError(f"options are given for {others[0]!r}, which is not among the methods")
-    keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(size, input_tensor)}
-    B, step = len(input_tensor), min(cam.at_once(len(input_tensor)) for cam in cams.values())
+    keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(unwrap(model), size, x)}
+    B, step = len(x), min(cam.at_once(len(x)) for cam in cams.values())
     parts = [
-        _of_part(cams, input_tensor[start : start + step], start, part_of(targets, start, start + step, B), **keywords)
+        _of_part(cams, x[start : start + step], start, part_of(targets, start, start + step, B), **keywords)
         for start in range(0, B, step)
     ]
     names = [layer_name(model, layer) for layer in chosen]
@@ -79,7 +81,7 @@ def _named(method: str | type[BaseCAM]) -> tuple[str, type[BaseCAM]]:
 
 
 def _of_part(
-    cams: Mapping[str, BaseCAM], x: Tensor, first: int, targets: Targets, **keywords: Any
+    cams: Mapping[str, BaseCAM], x: Inputs, first: int, targets: Targets, **keywords: Any
 ) -> dict[str, list[Tensor]]:
     """The maps of each method, one a layer."""
     found: dict[str, list[Tensor]] = {}
@@ -97,7 +99,7 @@ def _sharing(cams: Mapping[str, BaseCAM]) -> Iterator[dict[str, BaseCAM]]:
 
 def _of_run(
     cams: Mapping[str, BaseCAM],
-    x: Tensor,
+    x: Inputs,
     first: int,
     targets: Targets,
     eigen_smooth: bool,
