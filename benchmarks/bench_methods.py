@@ -28,7 +28,11 @@ from fastcam.methods.perturbation import PerturbationCAM
 from fastcam.visualize import SALIENCY
 
 TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}  # on finished maps in [0, 1]; TF32 is off
-ONE_PASS = [*(name for name, cls in METHODS.items() if not issubclass(cls, PerturbationCAM)), *SALIENCY]
+UNTIMED = ("randomcam", "smoothgradcam++", "sess")  # random; not in grad-cam; a hundred passes an image
+ONE_PASS = [
+    *(name for name, cls in METHODS.items() if name not in UNTIMED and not issubclass(cls, PerturbationCAM)),
+    *SALIENCY,
+]
 SIGNLESS = ("eigencam", "eigengradcam")  # a principal component has no sign of its own
 
 

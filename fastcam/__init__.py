@@ -15,30 +15,53 @@ if TYPE_CHECKING:
     from fastcam.images import preprocess_image as preprocess_image
     from fastcam.layers import layer_table as layer_table
     from fastcam.methods import CAM as CAM
+    from fastcam.methods import FEM as FEM
     from fastcam.methods import ISCAM as ISCAM
+    from fastcam.methods import KPCA_CAM as KPCA_CAM
+    from fastcam.methods import SESS as SESS
     from fastcam.methods import SSCAM as SSCAM
     from fastcam.methods import AblationCAM as AblationCAM
     from fastcam.methods import EigenCAM as EigenCAM
     from fastcam.methods import EigenGradCAM as EigenGradCAM
     from fastcam.methods import FasterScoreCAM as FasterScoreCAM
+    from fastcam.methods import FinerCAM as FinerCAM
+    from fastcam.methods import FullGrad as FullGrad
     from fastcam.methods import GradCAM as GradCAM
     from fastcam.methods import GradCAMElementWise as GradCAMElementWise
     from fastcam.methods import GradCAMPlusPlus as GradCAMPlusPlus
     from fastcam.methods import GroupCAM as GroupCAM
     from fastcam.methods import HiResCAM as HiResCAM
     from fastcam.methods import LayerCAM as LayerCAM
+    from fastcam.methods import RandomCAM as RandomCAM
     from fastcam.methods import ReciproCAM as ReciproCAM
+    from fastcam.methods import RefineCAM as RefineCAM
     from fastcam.methods import ScoreCAM as ScoreCAM
+    from fastcam.methods import SegEigenCAM as SegEigenCAM
+    from fastcam.methods import ShapleyCAM as ShapleyCAM
+    from fastcam.methods import SimpleFullGrad as SimpleFullGrad
+    from fastcam.methods import SmoothFullGrad as SmoothFullGrad
+    from fastcam.methods import SmoothGradCAMpp as SmoothGradCAMpp
     from fastcam.methods import ViTReciproCAM as ViTReciproCAM
     from fastcam.methods import XGradCAM as XGradCAM
     from fastcam.methods.ablation_layers import AblationLayer as AblationLayer
     from fastcam.methods.ablation_layers import AblationLayerFasterRCNN as AblationLayerFasterRCNN
     from fastcam.methods.ablation_layers import AblationLayerVit as AblationLayerVit
+    from fastcam.methods.factorization import DeepFeatureFactorization as DeepFeatureFactorization
+    from fastcam.methods.factorization import dff as dff
+    from fastcam.methods.factorization import run_dff_on_image as run_dff_on_image
     from fastcam.methods.many import explain as explain
-    from fastcam.targets import BinaryClassifierOutputTarget as BinaryClassifierOutputTarget
-    from fastcam.targets import ClassifierOutputReST as ClassifierOutputReST
-    from fastcam.targets import ClassifierOutputSoftmaxTarget as ClassifierOutputSoftmaxTarget
-    from fastcam.targets import ClassifierOutputTarget as ClassifierOutputTarget
+    from fastcam.model_targets import BinaryClassifierOutputTarget as BinaryClassifierOutputTarget
+    from fastcam.model_targets import ClassifierOutputReST as ClassifierOutputReST
+    from fastcam.model_targets import ClassifierOutputSoftmaxTarget as ClassifierOutputSoftmaxTarget
+    from fastcam.model_targets import ClassifierOutputTarget as ClassifierOutputTarget
+    from fastcam.model_targets import FasterRCNNBoxScoreTarget as FasterRCNNBoxScoreTarget
+    from fastcam.model_targets import FinerWeightedTarget as FinerWeightedTarget
+    from fastcam.model_targets import RawScoresOutputTarget as RawScoresOutputTarget
+    from fastcam.model_targets import RegressionTarget as RegressionTarget
+    from fastcam.model_targets import SemanticSegmentationTarget as SemanticSegmentationTarget
+    from fastcam.model_targets import SimilarityToConceptTarget as SimilarityToConceptTarget
+    from fastcam.model_targets import SoftmaxOutputTarget as SoftmaxOutputTarget
+    from fastcam.visualize.edges import sobel_cam as sobel_cam
     from fastcam.visualize.saliency import DeconvNet as DeconvNet
     from fastcam.visualize.saliency import GuidedBackprop as GuidedBackprop
     from fastcam.visualize.saliency import GuidedBackpropReLUModel as GuidedBackpropReLUModel
@@ -50,14 +73,19 @@ _WHERE = {
     "fastcam.methods": (
         *("GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "GradCAMElementWise", "LayerCAM"),
         *("EigenCAM", "EigenGradCAM", "CAM", "AblationCAM", "ScoreCAM", "FasterScoreCAM", "SSCAM", "ISCAM", "GroupCAM"),
-        *("ReciproCAM", "ViTReciproCAM"),
+        *("ReciproCAM", "ViTReciproCAM", "ShapleyCAM", "SegEigenCAM", "SmoothGradCAMpp", "KPCA_CAM", "FEM"),
+        *("RandomCAM", "FinerCAM", "RefineCAM", "SESS", "FullGrad", "SimpleFullGrad", "SmoothFullGrad"),
     ),
     "fastcam.methods.many": ("explain",),
+    "fastcam.methods.factorization": ("DeepFeatureFactorization", "dff", "run_dff_on_image"),
+    "fastcam.visualize.edges": ("sobel_cam",),
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
     "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
-    "fastcam.targets": (
+    "fastcam.model_targets": (
         *("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget"),
         *("ClassifierOutputReST", "BinaryClassifierOutputTarget"),
+        *("SoftmaxOutputTarget", "RawScoresOutputTarget", "SemanticSegmentationTarget", "FasterRCNNBoxScoreTarget"),
+        *("FinerWeightedTarget", "SimilarityToConceptTarget", "RegressionTarget"),
     ),
     "fastcam.layers": ("layer_table",),
     "fastcam.images": ("load_image", "preprocess_image"),

@@ -127,7 +127,7 @@ def _explain(options: argparse.Namespace) -> int:
         x = torch.stack([x for _, x, _ in images]).to(options.device, DTYPES[options.dtype])
         maps = np.asarray(torch.as_tensor(cam(x, target, **smoothing)).float().cpu())
         if hasattr(cam, "target_layers"):
-            layers = cam.target_layers or [default_layer(model, x)]
+            layers = [default_layer(model, x)] if cam.target_layers is None else cam.target_layers
             shared["layer"] = [layer_name(model, layer) for layer in layers]
         records = _records(cam, target, loaded.categories)
         for (path, _, picture), values, record in zip(images, maps, records, strict=True):

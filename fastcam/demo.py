@@ -14,6 +14,7 @@ from fastcam.figures import method_grid
 from fastcam.methods import METHODS
 from fastcam.methods.masking import ISCAM, SSCAM
 from fastcam.methods.perturbation import PerturbationCAM
+from fastcam.methods.sess import SESS
 from fastcam.metrics import box_share, pointing_game
 from fastcam.scenes import DigitNet, Scenes, load_network, make_scenes
 from fastcam.visualize import SALIENCY, GuidedGradCAM
@@ -41,6 +42,7 @@ def run(out: Path, device: str = "cpu", scenes: int = 256) -> str:
     lines.append(_accuracy(network, images, labels))
     lines.append("pointing game: share of scenes in which the map's largest value lies in the digit's box;")
     lines.append("chance: the box's share of the picture; cam is only defined right before global pooling;")
+    lines.append("randomcam has random weights;")
     lines.append("a deconvnet sees the image through max pooling alone, which this network does without")
     table = "\n".join(lines)
     (out / "table.txt").write_text(table + "\n")
@@ -50,9 +52,9 @@ def run(out: Path, device: str = "cpu", scenes: int = 256) -> str:
 
 def _scenes_for(method: str) -> int:
     cls = METHODS.get(method)
-    if cls is None or not issubclass(cls, PerturbationCAM):
-        return 256
-    return 16 if cls in (SSCAM, ISCAM) else 32
+    if cls in (SSCAM, ISCAM, SESS):
+        return 16
+    return 32 if cls is not None and issubclass(cls, PerturbationCAM) else 256
 
 
 def _explainer(method: str, network: DigitNet, layer: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -199,14 +199,18 @@ class Run:
             nodes.extend(child for child, _ in node.next_functions)
         return not wanted
 
-    def gradients(self, scores: Tensor, keep_graph: bool = False) -> list[Tensor]:
-        """d sum(scores) / d activation for each target layer; zeros where the scores do not depend on it."""
+    def gradients(self, scores: Tensor, keep_graph: bool = False, create_graph: bool = False) -> list[Tensor]:
+        """d sum(scores) / d activation for each target layer; zeros where the scores do not depend on it.
+
+        create_graph   let the gradients have a graph of their own, for second derivatives
+        """
         wanted = list(self._recorded)
         grads = torch.autograd.grad(
             scores,
             [self._recorded[m] for m in wanted],
             torch.ones_like(scores),
-            retain_graph=keep_graph,
+            retain_graph=keep_graph or create_graph,
+            create_graph=create_graph,
             allow_unused=True,
         )
         by_layer = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,47 +10,14 @@ import torch
 from torch import Tensor
 
 from fastcam import ops
+from fastcam.model_targets import BinaryClassifierOutputTarget as BinaryClassifierOutputTarget
+from fastcam.model_targets import ClassifierOutputReST as ClassifierOutputReST
+from fastcam.model_targets import ClassifierOutputSoftmaxTarget as ClassifierOutputSoftmaxTarget
+from fastcam.model_targets import ClassifierOutputTarget
 from fastcam.rows import Rows
 
-Targets = Any  # None | int | list[int] | LongTensor (B,) or (B, T) | callable | list of callables
-
-
-class ClassifierOutputTarget:
-    """The logit of one class: y_c. On one image's output `(K,)` a scalar, on a batch `(B, K)` a column.
-
-    >>> ClassifierOutputTarget(1)(torch.tensor([0.5, 2.0])).item()
-    2.0
-    """
-
-    def __init__(self, category: int) -> None:
-        self.category = category
-
-    def __call__(self, model_output: Tensor) -> Tensor:
-        return model_output[..., self.category]
-
-
-class ClassifierOutputSoftmaxTarget(ClassifierOutputTarget):
-    """The probability of one class: softmax(y)_c, for `(K,)` or `(B, K)`."""
-
-    def __call__(self, model_output: Tensor) -> Tensor:
-        return model_output.softmax(-1)[..., self.category]
-
-
-class ClassifierOutputReST(ClassifierOutputTarget):
-    """Logit plus log-probability of one class: y_c + log softmax(y)_c (ShapleyCAM, arXiv:2501.06261)."""
-
-    def __call__(self, model_output: Tensor) -> Tensor:
-        return (model_output + model_output.log_softmax(-1))[..., self.category]
-
-
-class BinaryClassifierOutputTarget:
-    """For a model with one output y: y for category 1, -y for category 0."""
-
-    def __init__(self, category: int) -> None:
-        self.category = category
-
-    def __call__(self, model_output: Tensor) -> Tensor:
-        return model_output if self.category == 1 else -model_output
+# None | int | list[int] | LongTensor (B,) or (B, T) | callable | list of B callables, or of B lists of T
+Targets = Any
 
 
 def find_logits(output: Any) -> Tensor | None:
@@ -80,8 +47,10 @@ def logits_of(output: Any) -> Tensor:
 
 def per_image(targets: Targets) -> int | None:
     """T for targets `(B, T)`, None for one target per image."""
-    if targets is None or are_callables(targets):
+    if targets is None:
         return None
+    if are_callables(targets):
+        return len(targets[0]) if _are_nested(targets) else None
     indices = _as_indices(targets)
     return indices.shape[1] if indices.ndim == 2 else None
 
@@ -113,8 +82,8 @@ def scores(output: Any, targets: Targets, batch: int) -> Tensor:
         _check_rows(logits, batch)
         indices = class_indices(targets, logits)
         return logits.gather(1, indices.view(batch, -1)).view(indices.shape)
-    rows = _rows_of(output, batch)
-    return torch.stack([_scalar(t, row) for t, row in zip(_calls(targets, batch), rows, strict=True)])
+    values = _values(_calls(targets, batch), _rows_of(output, batch))
+    return values if _are_nested(targets) else values.squeeze(1)
 
 
 def row_scores(targets: Targets, output: Any, batch: int, probability: bool = False) -> Callable[[Any, Rows], Tensor]:
@@ -139,10 +108,17 @@ def row_scores(targets: Targets, output: Any, batch: int, probability: bool = Fa
 
     def by_callable(rows_output: Any, rows: Rows) -> Tensor:
         outputs = _rows_of(rows_output, len(rows.listed))
-        values = [_scalar(calls[i], row) for i, row in zip(rows.listed, outputs, strict=True)]
-        return ops.wide(torch.stack(values).unsqueeze(1))
+        return ops.wide(_values([calls[i] for i in rows.listed], outputs))
 
     return by_callable
+
+
+def for_rows(targets: Targets, output: Any, batch: int, images: Sequence[int]) -> Targets:
+    """The targets of rows made from these images of a batch; predicted classes are those of `output`."""
+    if not are_callables(targets):
+        return class_indices(targets, logits_of(output))[list(images)]
+    calls = _calls(targets, batch)
+    return [calls[i] if _are_nested(targets) else calls[i][0] for i in images]
 
 
 def part_of(targets: Targets, start: int, stop: int, batch: int) -> Targets:
@@ -164,10 +140,23 @@ def are_callables(targets: Targets) -> bool:
     """Whether targets are callables; `ClassifierOutputTarget`s count as the class indices they hold."""
     if not isinstance(targets, list | tuple):
         return callable(targets) and type(targets) is not ClassifierOutputTarget
+    if _are_nested(targets):
+        return True
     kinds = {callable(t) for t in targets}
     if len(kinds) == 2:
         raise TypeError(f"targets must be class indices or callables, not both: {targets!r}")
     return kinds == {True} and any(type(t) is not ClassifierOutputTarget for t in targets)
+
+
+def _are_nested(targets: Targets) -> bool:
+    """Whether targets are callables `(B, T)`, a list of lists."""
+    if not isinstance(targets, list | tuple) or not targets:
+        return False
+    if not all(isinstance(row, list | tuple) and row and all(callable(t) for t in row) for row in targets):
+        return False
+    if len({len(row) for row in targets}) > 1:
+        raise ValueError(f"targets must be as many for each image, got {[len(row) for row in targets]}")
+    return True
 
 
 def _as_indices(targets: Targets) -> Tensor:
@@ -203,12 +192,23 @@ def _rows_of(output: Any, batch: int) -> Any:
     return rows
 
 
-def _calls(targets: Targets, batch: int) -> list[Callable[[Any], Tensor]]:
-    """A callable an image."""
+def _calls(targets: Targets, batch: int) -> list[list[Callable[[Any], Tensor]]]:
+    """The T callables of each image."""
     calls = [targets] if callable(targets) else list(targets)
     if len(calls) not in (1, batch):
         raise ValueError(f"targets must be one or {batch} for {batch} images, got {len(calls)}")
-    return calls * (batch // len(calls))
+    return [[t] if callable(t) else list(t) for t in calls] * (batch // len(calls))
+
+
+def _values(calls: list[list[Callable[[Any], Tensor]]], rows: Any) -> Tensor:
+    """The values `(N, T)` of T callables a row for N rows, in one operation if their class knows how."""
+    N, T = len(calls), len(calls[0])
+    flat = [t for row in calls for t in row]
+    kind = type(flat[0])
+    batched = vars(kind).get("batched")  # of this very class: one that inherits may compute something else
+    if batched and isinstance(rows, Tensor) and rows.ndim == kind.output_rank + 1 and {*map(type, flat)} == {kind}:  # type: ignore[attr-defined]
+        return batched.__func__(flat, rows.repeat_interleave(T, 0) if T > 1 else rows).view(N, T)
+    return torch.stack([torch.stack([_scalar(t, row) for t in ts]) for ts, row in zip(calls, rows, strict=True)])
 
 
 def _check_rows(rows: Any, batch: int) -> None:
@@ -221,5 +221,7 @@ def _scalar(target: Callable[[Any], Tensor], row: Any) -> Tensor:
     value = target(row)
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"target {target!r} must give a scalar tensor per image, got {got}")
+        instead = f"; for a map take {target.instead}" if hasattr(target, "instead") else ""
+        name = type(target).__name__ if instead else repr(target)
+        raise ValueError(f"target {name} must give a scalar tensor per image, got {got}{instead}")
     return value.reshape(())

@@ -17,8 +17,14 @@ from fastcam.methods.perturbation import PerturbationCAM
 
 from models import LAYERS, SIGNED, build, inputs, tokens_to_map
 
-PEERS = [  # those that score changed rows are compared beside their equations
-    cls.__name__ for name, cls in METHODS.items() if name != "cam" and not issubclass(cls, PerturbationCAM)
+BESIDE_THEIR_EQUATIONS = (  # as those that score changed rows
+    *("cam", "shapleycam", "smoothgradcam++", "segeigencam", "kpcacam", "fem", "randomcam"),
+    *("finercam", "refinecam", "sess"),
+)
+PEERS = [
+    cls.__name__
+    for name, cls in METHODS.items()
+    if name not in BESIDE_THEIR_EQUATIONS and not issubclass(cls, PerturbationCAM)
 ]
 FACTORS = {
     "method": PEERS,

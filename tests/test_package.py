@@ -20,11 +20,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 PUBLIC = [
     *("AblationCAM", "AblationLayer", "AblationLayerFasterRCNN", "AblationLayerVit"),
     *("BinaryClassifierOutputTarget", "CAM", "ClassifierOutputReST", "ClassifierOutputSoftmaxTarget"),
-    *("ClassifierOutputTarget", "DeconvNet", "EigenCAM", "EigenGradCAM", "FasterScoreCAM", "GradCAM"),
+    *("ClassifierOutputTarget", "DeconvNet", "DeepFeatureFactorization", "EigenCAM", "EigenGradCAM", "FEM"),
+    *("FasterRCNNBoxScoreTarget", "FasterScoreCAM", "FinerCAM", "FinerWeightedTarget", "FullGrad", "GradCAM"),
     *("GradCAMElementWise", "GradCAMPlusPlus", "GroupCAM", "GuidedBackprop", "GuidedBackpropReLUModel"),
-    *("GuidedGradCAM", "HiResCAM", "ISCAM", "LayerCAM", "ReciproCAM", "SSCAM", "ScoreCAM", "ViTReciproCAM"),
-    *("XGradCAM", "__version__", "deprocess_image", "explain", "gradient_picture", "layer_table", "load_image"),
-    *("overlay", "preprocess_image", "show_cam_on_image", "show_factorization_on_image"),
+    *("GuidedGradCAM", "HiResCAM", "ISCAM", "KPCA_CAM", "LayerCAM", "RandomCAM", "RawScoresOutputTarget"),
+    *("ReciproCAM", "RefineCAM", "RegressionTarget", "SESS", "SSCAM", "ScoreCAM", "SegEigenCAM"),
+    *("SemanticSegmentationTarget", "ShapleyCAM", "SimilarityToConceptTarget", "SimpleFullGrad"),
+    *("SmoothFullGrad", "SmoothGradCAMpp", "SoftmaxOutputTarget", "ViTReciproCAM", "XGradCAM", "__version__"),
+    *("deprocess_image", "dff", "explain", "gradient_picture", "layer_table", "load_image", "overlay"),
+    *("preprocess_image", "run_dff_on_image", "show_cam_on_image", "show_factorization_on_image", "sobel_cam"),
 ]
 
 

@@ -86,7 +86,7 @@ class BaseCAM:
                          several inputs with the batch first: a tuple of arguments, a mapping of arguments by name.
                          The first floating-point tensor of three dimensions or more is the image
         targets          None for the predicted class, an int, a list of ints, a LongTensor `(B,)` or `(B, T)`, or
-                         callables from one image's output to a scalar
+                         callables from one image's output to a scalar: one, B, or B lists of T
         aug_smooth       mean over six augmentations: the image and its mirror, each times 0.9, 1 and 1.1, and with it
                          other floating-point inputs of its size
         eigen_smooth     first principal component of the weighted activations instead of their sum

@@ -142,6 +142,18 @@ class EigenGradCAM(HiResCAM):
         return super().low_map(A, G, eigen_smooth=True)
 
 
+class SegEigenCAM(HiResCAM):
+    """Seg-Eigen-CAM (Chung and Ying, Applied Sciences 15(13), 2025), for segmentation.
+
+    map = first principal component of (|G| A), its largest absolute value positive; `eigen_smooth` changes nothing
+    """
+
+    def low_map(self, A: Tensor, G: Tensor, eigen_smooth: bool) -> Tensor:
+        p = ops.principal_component(ops.wide(G).abs() * ops.wide(A))
+        low, high = p.flatten(1).aminmax(dim=1)
+        return torch.where((low.abs() > high.abs()).view(-1, *[1] * (p.ndim - 1)), -p, p)
+
+
 class CAM(BaseCAM):
     """Class activation mapping (Zhou et al., CVPR 2016, arXiv:1512.04150).
 

@@ -12,6 +12,7 @@ from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.methods import METHODS
 from fastcam.methods.base import BaseCAM, Size, map_size, per_target
+from fastcam.methods.combine import CombinedCAM
 from fastcam.record import unwrap
 from fastcam.targets import Targets, part_of, per_image
 
@@ -38,7 +39,8 @@ def explain(
     and Recipro-CAM share another forward pass. What a method runs beyond that, Score-CAM's masked images say, it runs.
     Each map is that of the method's class at that layer alone.
 
-    methods     names as in the command line, or classes
+    methods     names as in the command line, or classes; those that take every layer, FullGrad say, have one answer,
+                under "all layers"
     layers      as `target_layers` of `GradCAM`; each has its own maps, under its dotted name
     targets     as in `GradCAM`'s call
     options     arguments of the methods' classes: `{"scorecam": {"batch_size": 16}}`
@@ -68,7 +70,11 @@ def explain(
     ]
     names = [layer_name(model, layer) for layer in chosen]
     return {
-        name: {layer: torch.cat([part[name][n] for part in parts]) for n, layer in enumerate(names)} for name in cams
+        name: {
+            layer: torch.cat([part[name][n] for part in parts])
+            for n, layer in enumerate(["all layers"] if cam.target_layers == [] else names)
+        }
+        for name, cam in cams.items()
     }
 
 
@@ -92,9 +98,15 @@ def _of_part(
 
 def _sharing(cams: Mapping[str, BaseCAM]) -> Iterator[dict[str, BaseCAM]]:
     """The methods in groups that need the same kind of run."""
-    kinds = dict.fromkeys(type(cam).recorded for cam in cams.values())
-    for kind in kinds:
-        yield {name: cam for name, cam in cams.items() if type(cam).recorded is kind}
+    for kind in dict.fromkeys(map(_kind, cams.values())):
+        yield {name: cam for name, cam in cams.items() if _kind(cam) is kind}
+
+
+def _kind(cam: BaseCAM) -> Any:
+    if type(cam)._maps_of_part is not BaseCAM._maps_of_part:
+        return cam  # with runs of its own
+    asked = cam.base_cam if isinstance(cam, CombinedCAM) else cam
+    return type(asked).recorded
 
 
 def _of_run(
@@ -107,6 +119,11 @@ def _of_run(
     size: Sequence[int] | None,
 ) -> dict[str, list[Tensor]]:
     """The maps of methods that share a run, which the most demanding one records."""
+    (name, cam), *others = cams.items()
+    if not others and _kind(cam) is cam:
+        run_alone = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": size, "complete": True}
+        layers = cam.target_layers or []
+        return {name: [cam._maps_of_part(x, first, [layer], targets, **run_alone)[0] for layer in layers]}
     leader = max(cams.values(), key=lambda cam: (cam.uses_gradients, getattr(cam, "head", False)))
     assert leader.target_layers is not None
     T, found = per_image(targets), {}
