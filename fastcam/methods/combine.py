@@ -90,7 +90,7 @@ class FinerCAM(CombinedCAM):
         """
         bound = self._bound(alpha, comparison_categories)
         targets = target_idx if targets is None else targets
-        maps = BaseCAM.__call__(bound, input_tensor, targets, aug_smooth, eigen_smooth, forward_kwargs)
+        maps = BaseCAM.__call__(bound, input_tensor, targets, aug_smooth, eigen_smooth, forward_kwargs=forward_kwargs)
         self.outputs = bound.outputs
         return maps
 
@@ -171,7 +171,7 @@ class RefineCAM(CombinedCAM):
         forward_kwargs: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """The maps of a batch as numpy float32, as from `GradCAM`; in the order of pytorch-grad-cam's arguments."""
-        return super().__call__(input_tensor, targets, aug_smooth, eigen_smooth, forward_kwargs)
+        return super().__call__(input_tensor, targets, aug_smooth, eigen_smooth, forward_kwargs=forward_kwargs)
 
     def finished(self, lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
         size = max((low.shape[2:] for low in lows), key=torch.Size.numel) if size is None else size
