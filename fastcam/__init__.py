@@ -30,10 +30,16 @@ if TYPE_CHECKING:
     from fastcam.methods.ablation_layers import AblationLayer as AblationLayer
     from fastcam.methods.ablation_layers import AblationLayerFasterRCNN as AblationLayerFasterRCNN
     from fastcam.methods.ablation_layers import AblationLayerVit as AblationLayerVit
+    from fastcam.methods.attention import AttentionRollout as AttentionRollout
+    from fastcam.methods.attention import GradientRollout as GradientRollout
+    from fastcam.methods.attention import LeGrad as LeGrad
     from fastcam.targets import BinaryClassifierOutputTarget as BinaryClassifierOutputTarget
     from fastcam.targets import ClassifierOutputReST as ClassifierOutputReST
     from fastcam.targets import ClassifierOutputSoftmaxTarget as ClassifierOutputSoftmaxTarget
     from fastcam.targets import ClassifierOutputTarget as ClassifierOutputTarget
+    from fastcam.tokens import fasterrcnn_reshape_transform as fasterrcnn_reshape_transform
+    from fastcam.tokens import swinT_reshape_transform as swinT_reshape_transform
+    from fastcam.tokens import vit_reshape_transform as vit_reshape_transform
     from fastcam.visualize.saliency import DeconvNet as DeconvNet
     from fastcam.visualize.saliency import GuidedBackprop as GuidedBackprop
     from fastcam.visualize.saliency import GuidedBackpropReLUModel as GuidedBackpropReLUModel
@@ -47,6 +53,8 @@ _WHERE = {
         *("EigenCAM", "EigenGradCAM", "CAM", "AblationCAM", "ScoreCAM", "FasterScoreCAM", "SSCAM", "ISCAM", "GroupCAM"),
         *("ReciproCAM", "ViTReciproCAM"),
     ),
+    "fastcam.methods.attention": ("LeGrad", "GradientRollout", "AttentionRollout"),
+    "fastcam.tokens": ("vit_reshape_transform", "swinT_reshape_transform", "fasterrcnn_reshape_transform"),
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
     "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
     "fastcam.targets": (

@@ -337,4 +337,3 @@ def fasterrcnn_reshape_transform(x: dict[str, Tensor]) -> Tensor:
     """The levels `(B, C, h, w)` of a feature pyramid as one: magnitudes, at the size of the level "pool"."""
     size = x["pool"].shape[-2:]
     return torch.cat([F.interpolate(level.abs(), size, mode="bilinear") for level in x.values()], 1)
-

@@ -18,12 +18,20 @@ import fastcam
 
 ROOT = pathlib.Path(__file__).parent.parent
 PUBLIC = [
-    *("AblationCAM", "AblationLayer", "AblationLayerFasterRCNN", "AblationLayerVit"),
+    *("AblationCAM", "AblationLayer", "AblationLayerFasterRCNN", "AblationLayerVit", "AttentionRollout"),
     *("BinaryClassifierOutputTarget", "CAM", "ClassifierOutputReST", "ClassifierOutputSoftmaxTarget"),
     *("ClassifierOutputTarget", "DeconvNet", "EigenCAM", "EigenGradCAM", "FasterScoreCAM", "GradCAM"),
-    *("GradCAMElementWise", "GradCAMPlusPlus", "GroupCAM", "GuidedBackprop", "GuidedBackpropReLUModel"),
-    *("GuidedGradCAM", "HiResCAM", "ISCAM", "LayerCAM", "ReciproCAM", "SSCAM", "ScoreCAM", "ViTReciproCAM"),
-    *("XGradCAM", "__version__", "gradient_picture", "layer_table", "load_image", "overlay"),
+    *(
+        "GradCAMElementWise",
+        "GradCAMPlusPlus",
+        "GradientRollout",
+        "GroupCAM",
+        "GuidedBackprop",
+        "GuidedBackpropReLUModel",
+    ),
+    *("GuidedGradCAM", "HiResCAM", "ISCAM", "LayerCAM", "LeGrad", "ReciproCAM", "SSCAM", "ScoreCAM", "ViTReciproCAM"),
+    *("XGradCAM", "__version__", "fasterrcnn_reshape_transform", "gradient_picture", "layer_table"),
+    *("load_image", "overlay", "swinT_reshape_transform", "vit_reshape_transform"),
 ]
 
 

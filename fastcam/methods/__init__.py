@@ -1,6 +1,7 @@
 """The methods, by the name they have in the command line; `ViTReciproCAM`, for tokens, is not in it yet."""
 
 from fastcam.methods.ablation import AblationCAM
+from fastcam.methods.attention import AttentionRollout, GradientRollout, LeGrad
 from fastcam.methods.base import BaseCAM
 from fastcam.methods.factor import EigenCAM
 from fastcam.methods.gradient import (
@@ -34,4 +35,9 @@ METHODS: dict[str, type[BaseCAM]] = {
     "iscam": ISCAM,
     "groupcam": GroupCAM,
     "reciprocam": ReciproCAM,
+}
+ATTENTION: dict[str, type[BaseCAM]] = {  # for transformers
+    "legrad": LeGrad,
+    "gradientrollout": GradientRollout,
+    "attentionrollout": AttentionRollout,
 }
