@@ -146,8 +146,9 @@ def _timm_model(name: str, weights: str | None, size: int | None) -> tuple[nn.Mo
     if weights not in (None, "DEFAULT"):
         raise ValueError(f"weights {weights!r} are neither a file nor DEFAULT, which is what timm:{name} takes")
     pretrained = weights is not None
+    sized: dict[str, Any] = {} if size is None else {"img_size": size}
     try:
-        model = timm.create_model(name, pretrained=pretrained, **({} if size is None else {"img_size": size}))
+        model = timm.create_model(name, pretrained=pretrained, **sized)
     except TypeError:  # a convolutional network takes any size
         model = timm.create_model(name, pretrained=pretrained)
     config = timm.data.resolve_data_config({}, model=model)

@@ -137,8 +137,8 @@ def test_batch_first_and_sequence_first(norm_first, extra, batch):
         assert_same(first, layer, transform, X[:batch])
         for method in (HiResCAM, AblationCAM, ReciproCAM):
             ours, expected = (method(m, layer).attribute(X[:batch], 1, size=None) for m in (second, first))
-            # AblationCAM's rows lie 1e7 below the others, and the norm behind them rounds as coarsely.
-            torch.testing.assert_close(ours, expected, atol=1e-3 if method is AblationCAM else 1e-5, rtol=0)
+            # Other matrix products, and min-max of small differences of scores; AblationCAM's channels lie at -1e7.
+            torch.testing.assert_close(ours, expected, atol=1e-3 if method is AblationCAM else 1e-4, rtol=0)
     assert layer_name(second, default_layer(second, X)) == layer_name(first, default_layer(first, X))
 
 
