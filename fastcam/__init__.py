@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from fastcam.methods.ablation_layers import AblationLayer as AblationLayer
     from fastcam.methods.ablation_layers import AblationLayerFasterRCNN as AblationLayerFasterRCNN
     from fastcam.methods.ablation_layers import AblationLayerVit as AblationLayerVit
+    from fastcam.methods.attention import AttentionRollout as AttentionRollout
+    from fastcam.methods.attention import GradientRollout as GradientRollout
+    from fastcam.methods.attention import LeGrad as LeGrad
     from fastcam.methods.factorization import DeepFeatureFactorization as DeepFeatureFactorization
     from fastcam.methods.factorization import dff as dff
     from fastcam.methods.factorization import run_dff_on_image as run_dff_on_image
@@ -61,6 +64,9 @@ if TYPE_CHECKING:
     from fastcam.model_targets import SemanticSegmentationTarget as SemanticSegmentationTarget
     from fastcam.model_targets import SimilarityToConceptTarget as SimilarityToConceptTarget
     from fastcam.model_targets import SoftmaxOutputTarget as SoftmaxOutputTarget
+    from fastcam.reshape_transforms import fasterrcnn_reshape_transform as fasterrcnn_reshape_transform
+    from fastcam.reshape_transforms import swinT_reshape_transform as swinT_reshape_transform
+    from fastcam.reshape_transforms import vit_reshape_transform as vit_reshape_transform
     from fastcam.visualize.edges import sobel_cam as sobel_cam
     from fastcam.visualize.saliency import DeconvNet as DeconvNet
     from fastcam.visualize.saliency import GuidedBackprop as GuidedBackprop
@@ -79,6 +85,8 @@ _WHERE = {
     "fastcam.methods.many": ("explain",),
     "fastcam.methods.factorization": ("DeepFeatureFactorization", "dff", "run_dff_on_image"),
     "fastcam.visualize.edges": ("sobel_cam",),
+    "fastcam.methods.attention": ("LeGrad", "GradientRollout", "AttentionRollout"),
+    "fastcam.reshape_transforms": ("vit_reshape_transform", "swinT_reshape_transform", "fasterrcnn_reshape_transform"),
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
     "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
     "fastcam.model_targets": (

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fastcam.inputs import Inputs
 from fastcam.intercept import intercepted
-from fastcam.record import call, evaluation, first_tensor, hooked, owned
+from fastcam.record import call, evaluation, first_tensor, owned
 
 
 class Sight(NamedTuple):
@@ -93,8 +93,7 @@ def _run(net: nn.Module, x: Inputs, see: Callable[[nn.Module, bool, Tensor], Any
         return output if replaced is None else put_back(replaced)
 
     inside = [m for m in net.modules() if m is not net]
-    # The hooks keep `nn.TransformerEncoderLayer` off its fused path, which calls no modules.
-    with evaluation(net), hooked(inside, lambda *_: None), intercepted(inside, handler):
+    with evaluation(net), intercepted(inside, handler):
         torch.set_grad_enabled(gradients)
         call(net, owned(net, x).clone())
 

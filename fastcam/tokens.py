@@ -13,16 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fastcam.channels import channels_last
 from fastcam.inputs import Inputs
 from fastcam.observe import Sight, follow, observe
 from fastcam.record import unwrap
 
-_CHANNELS_FIRST = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm)
 _ADVICE = (
     "pass a reshape_transform that gives (B, C, h, w), for tokens behind a class token say "
     "lambda t: t[:, 1:].unflatten(1, (h, w)).movedim(-1, 1)"
@@ -103,7 +99,7 @@ def channel_axis(model: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[
     if len(shape) != rank:
         return -1
     try:
-        return -1 if _channels_last(unwrap(model), layer, x, shape) else 1
+        return -1 if channels_last(unwrap(model), layer, x, shape) else 1
     except LookupError:
         return 1
 
@@ -116,76 +112,10 @@ def _found(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) ->
             f"lambda t: t.unflatten(0, (-1, {frames})).movedim(1, 2)"
         )
     if len(shape) == x.image.ndim:
-        return Layout(last=_channels_last(net, layer, x, shape))
+        return Layout(last=channels_last(net, layer, x, shape))
     if len(shape) != 3 or x.image.ndim < 4:
         raise LookupError("choose an earlier layer, or pass a reshape_transform that gives it one")
     return _Tokens(net, layer, x, shape).layout()
-
-
-# Channels
-
-
-def _channels_last(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> bool:
-    """Whether an output of the input's rank is `(B, ..., C)`; LookupError if that can't be told."""
-    last = _by_width(layer, shape)
-    if last is None and not any(hasattr(m, "normalized_shape") for m in net.modules()):
-        return False  # a convolutional network
-    if last is None:
-        last = _by_neighbours(layer, observe(net, x[:1]))
-    if last is None:
-        raise LookupError(
-            "whether its channels are first or last can't be told, pass reshape_transform=lambda t: t for (B, C, h, w) "
-            "or lambda t: t.movedim(-1, 1) for (B, h, w, C)"
-        )
-    return last
-
-
-def _by_width(layer: nn.Module, shape: Sequence[int], incoming: bool = False) -> bool | None:
-    """Whether channels are last, by the width of the layer's last norm, convolution or linear map; None: no telling.
-
-    incoming   of what the layer, a module without children then, is given
-    """
-    ends = [m for m in layer.modules() if hasattr(m, "weight") and not isinstance(m, nn.Embedding)]
-    if not ends:
-        return False if "Pool" in type(layer).__name__ and incoming else None
-    end = ends[-1]
-    if isinstance(end, _CHANNELS_FIRST) or type(end).__name__.endswith("2d"):
-        return False
-    if end is layer and isinstance(end, nn.Linear) or type(end) in (nn.LayerNorm, nn.RMSNorm) and end is layer:
-        return True
-    width = _width(end, incoming)
-    first, last = shape[1] == width, shape[-1] == width
-    return last if first != last else None
-
-
-def _width(end: nn.Module, incoming: bool) -> int | None:
-    if isinstance(end, nn.Linear):
-        return end.in_features if incoming else end.out_features
-    if isinstance(normalized := getattr(end, "normalized_shape", None), Sequence):
-        return int(normalized[-1])
-    weight = end.weight
-    return len(weight) if isinstance(weight, Tensor) and weight.ndim == 1 else None
-
-
-def _by_neighbours(layer: nn.Module, sights: Sequence[Sight]) -> bool | None:
-    """The same by the modules that made the layer's output, that take it, or that made what it passes on."""
-    place = next((i for i, s in enumerate(sights) if s.module is layer and s.returned), None)
-    if place is None:
-        return None
-    output = sights[place]
-    made = [s for s in sights[:place] if s.returned and s.number == output.number]
-    taken = [s for s in sights[place:] if not s.returned and s.number == output.number]
-    given = next((s for s in sights[:place] if s.module is layer), output)
-    before = [s for s in sights[:place] if s.returned and s.number == given.number and given.shape == output.shape]
-    for near, incoming in ((made, False), (taken, True), (before, False)):
-        for s in near:
-            told = None if any(s.module.children()) else _by_width(s.module, s.shape, incoming)
-            if told is not None:
-                return told
-    return None
-
-
-# Tokens
 
 
 class _Tokens:
@@ -330,22 +260,3 @@ def _reduced(labels: Tensor) -> Tensor | None:
         labels = lines[new].movedim(0, d)
     whole = labels.numel() > 1 and bool((labels >= 0).all()) and len(labels.unique()) == labels.numel()
     return labels.contiguous() if whole else None
-
-
-# pytorch-grad-cam's transforms
-
-
-def vit_reshape_transform(tensor: Tensor, height: int = 14, width: int = 14) -> Tensor:
-    """Tokens `(B, 1 + height * width, C)` behind one class token as `(B, C, height, width)`."""
-    return tensor[:, 1:].unflatten(1, (height, width)).movedim(-1, 1)
-
-
-def swinT_reshape_transform(tensor: Tensor, height: int = 7, width: int = 7) -> Tensor:
-    """Tokens `(B, height * width, C)`, or a channels-last map `(B, height, width, C)`, as `(B, C, height, width)`."""
-    return (tensor if tensor.ndim == 4 else tensor.unflatten(1, (height, width))).movedim(-1, 1)
-
-
-def fasterrcnn_reshape_transform(x: dict[str, Tensor]) -> Tensor:
-    """The levels `(B, C, h, w)` of a feature pyramid as one: magnitudes, at the size of the level "pool"."""
-    size = x["pool"].shape[-2:]
-    return torch.cat([F.interpolate(level.abs(), size, mode="bilinear") for level in x.values()], 1)
