@@ -17,11 +17,11 @@ _CHANNELS_FIRST = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm)
 
 def channels_last(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> bool:
     """Whether an output of the input's rank is `(B, ..., C)`; LookupError if that can't be told."""
-    last = _by_width(layer, shape)
+    last = by_width(layer, shape)
     if last is None and not any(hasattr(m, "normalized_shape") for m in net.modules()):
         return False  # a convolutional network
     if last is None:
-        last = _by_neighbours(layer, observe(net, x[:1]))
+        last = by_neighbours(layer, observe(net, x[:1]))
     if last is None:
         raise LookupError(
             "whether its channels are first or last can't be told, pass reshape_transform=lambda t: t for (B, C, h, w) "
@@ -30,7 +30,7 @@ def channels_last(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[i
     return last
 
 
-def _by_width(layer: nn.Module, shape: Sequence[int], incoming: bool = False) -> bool | None:
+def by_width(layer: nn.Module, shape: Sequence[int], incoming: bool = False) -> bool | None:
     """Whether channels are last, by the width of the layer's last norm, convolution or linear map; None: no telling.
 
     incoming   of what the layer, a module without children then, is given
@@ -57,7 +57,7 @@ def _width(end: nn.Module, incoming: bool) -> int | None:
     return len(weight) if isinstance(weight, Tensor) and weight.ndim == 1 else None
 
 
-def _by_neighbours(layer: nn.Module, sights: Sequence[Sight]) -> bool | None:
+def by_neighbours(layer: nn.Module, sights: Sequence[Sight]) -> bool | None:
     """The same by the modules that made the layer's output, that take it, or that made what it passes on."""
     place = next((i for i, s in enumerate(sights) if s.module is layer and s.returned), None)
     if place is None:
@@ -69,7 +69,7 @@ def _by_neighbours(layer: nn.Module, sights: Sequence[Sight]) -> bool | None:
     before = [s for s in sights[:place] if s.returned and s.number == given.number and given.shape == output.shape]
     for near, incoming in ((made, False), (taken, True), (before, False)):
         for s in near:
-            told = None if any(s.module.children()) else _by_width(s.module, s.shape, incoming)
+            told = None if any(s.module.children()) else by_width(s.module, s.shape, incoming)
             if told is not None:
                 return told
     return None

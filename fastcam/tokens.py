@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.channels import channels_last
+from fastcam.channels import by_neighbours, by_width, channels_last
 from fastcam.inputs import Inputs
 from fastcam.observe import Sight, follow, observe
 from fastcam.record import unwrap
@@ -205,8 +205,8 @@ class _Tokens:
         if (count := self._counts(place)) is not None:
             order = self._order(count, place)
             return [] if order is None else [Layout(self._batch, True, order, count)]
-        last = _by_width(sight.module, sight.shape)
-        last = _by_neighbours(sight.module, self._sights) if last is None else last
+        last = by_width(sight.module, sight.shape)
+        last = by_neighbours(sight.module, self._sights) if last is None else last
         return [Layout(last=True), Layout()] if last is None else [Layout(last=last)]
 
 
