@@ -158,14 +158,14 @@ class Run:
     output        what the model returned; None if the run was stopped at the last layer
     activations   a tensor per target layer, in the order the layers were given
     first         the place of its first image in the batch that the caller gave
-    kept          the gradients at the layers for each target, where several methods share the run
+    kept          where several methods share the run: targets, and for each of an image the gradients at the layers
     """
 
     def __init__(
         self, layers: Sequence[nn.Module], x: Tensor | Inputs, recorded: Mapping[nn.Module, Tensor], output: Any
     ) -> None:
         self.first = 0
-        self.kept: list[list[Tensor]] | None = None
+        self.kept: list[tuple[Any, list[list[Tensor]]]] | None = None
         self.layers = list(layers)
         self.inputs = x if isinstance(x, Inputs) else Inputs(x)
         self.input: Tensor = self.inputs.image

@@ -65,8 +65,12 @@ def test_options_of_a_method(photos, tmp_path, capsys):
     np.testing.assert_allclose(np.load(out / "a.npy"), expected, atol=1e-5)
     capsys.readouterr()
     for method, option, message in [
-        ("sscam", "channels=3", "sscam has no option 'channels': it has batch_size, noise, progress, samples, seed"),
-        ("gradcam", "model=3", "gradcam has no option 'model': it has sign"),
+        (
+            "sscam",
+            "channels=3",
+            "sscam has no option 'channels': it has batch_size, interpolation, noise, progress, samples, seed",
+        ),
+        ("gradcam", "model=3", "gradcam has no option 'model': it has interpolation, sign"),
         ("guidedbackprop", "sign=3", "guidedbackprop has no option 'sign': it has none"),
         ("sscam", "samples=0", "samples must be a whole number of 1 or more, got 0"),
     ]:
@@ -201,12 +205,13 @@ def test_the_command_is_installed():
 @pytest.mark.parametrize("method", [m for m in [*METHODS, *SALIENCY] if m != "cam"])
 def test_explain_by_every_method(method, photos, tmp_path, capsys):
     out = tmp_path / "out"
-    layer = [] if method in ("guidedbackprop", "deconvnet") else ["--layer", "body"]
+    everywhere = "fullgrad" in method
+    layer = [] if method in ("guidedbackprop", "deconvnet") or everywhere else ["--layer", "body"]
     assert explain(photos / "a.png", photos / "b.jpg", "--method", method, *layer, "--out", out) == 0
     values, record = np.load(out / "a.npy"), json.loads((out / "a.json").read_text())
     assert values.shape == ((3, 32, 32) if method in SALIENCY else (32, 32)) and np.ptp(values) > 0
     assert np.asarray(Image.open(out / "a.png")).shape == (32, 32, 3)
-    assert record["method"] == method and record.get("layer") == (["body"] if layer else None)
+    assert record["method"] == method and record.get("layer") == (["body"] if layer else [] if everywhere else None)
     assert "row" not in capsys.readouterr().err  # a bar is for a terminal
 
 

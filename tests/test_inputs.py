@@ -193,7 +193,7 @@ def test_score_cam_masks_the_image_alone(x):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "cam"])
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"cam", "randomcam", "sess"}))  # drawn anew; of one tensor only
 def test_every_method_takes_each_image_with_its_own_inputs(x, name):
     net = Two()
     cam = METHODS[name](net, "body", **({"batch_size": 2} if hasattr(METHODS[name](net), "batch_size") else {}))

@@ -184,17 +184,20 @@ class BaseCAM:
 
     def gradients(self, run: Run, targets: Targets) -> Iterator[list[Tensor]]:
         """For each of the T targets of an image its gradients `(B, C, *S)` at the layers; the last ends the graph."""
-        if run.kept:
-            yield from (self.spatial(run, gradients) for gradients in run.kept)
+        known = next((found for of, found in run.kept or () if of is targets), None)
+        if known is not None:
+            yield from (self.spatial(run, gradients) for gradients in known)
             return
+        found: list[list[Tensor]] = []
         B = len(run.input)
         with torch.enable_grad():
             columns = scores(run.output, targets, B).view(B, -1).unbind(1)
         for t, column in enumerate(columns, 1):
             gradients = run.gradients(column, keep_graph=t < len(columns) or run.kept is not None)
-            if run.kept is not None:
-                run.kept.append(gradients)
+            found.append(gradients)
             yield self.spatial(run, gradients)
+        if run.kept is not None:
+            run.kept.append((targets, found))
 
     def spatial(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
         """A tensor per layer of the run, activations or gradients, as `(B, C, *S)`."""

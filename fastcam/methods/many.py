@@ -103,10 +103,15 @@ def _sharing(cams: Mapping[str, BaseCAM]) -> Iterator[dict[str, BaseCAM]]:
 
 
 def _kind(cam: BaseCAM) -> Any:
-    if type(cam)._maps_of_part is not BaseCAM._maps_of_part:
-        return cam  # with runs of its own
+    if _runs_alone(cam) or cam.target_layers == []:
+        return cam
     asked = cam.base_cam if isinstance(cam, CombinedCAM) else cam
     return type(asked).recorded
+
+
+def _runs_alone(cam: BaseCAM) -> bool:
+    """Whether a method has runs of its own kind, and no low maps."""
+    return type(cam)._maps_of_part is not BaseCAM._maps_of_part
 
 
 def _of_run(
@@ -120,8 +125,13 @@ def _of_run(
 ) -> dict[str, list[Tensor]]:
     """The maps of methods that share a run, which the most demanding one records."""
     (name, cam), *others = cams.items()
-    if not others and _kind(cam) is cam:
-        run_alone = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": size, "complete": True}
+    if not others and _runs_alone(cam):
+        run_alone: dict[str, Any] = {
+            "eigen_smooth": eigen_smooth,
+            "normalize": normalize,
+            "size": size,
+            "complete": True,
+        }
         layers = cam.target_layers or []
         return {name: [cam._maps_of_part(x, first, [layer], targets, **run_alone)[0] for layer in layers]}
     leader = max(cams.values(), key=lambda cam: (cam.uses_gradients, getattr(cam, "head", False)))
@@ -129,7 +139,7 @@ def _of_run(
     T, found = per_image(targets), {}
     with leader.recorded(x, leader.target_layers, complete=True) as run:
         run.first = first
-        run.kept = []
+        run.kept = []  # shared from now on
         for name, cam in cams.items():
             maps = [cam.finished([low], normalize, size)[0] for low in cam.low_maps(run, targets, eigen_smooth)]
             found[name] = maps if T is None else [per_target(m, len(x), T) for m in maps]
