@@ -68,7 +68,7 @@ def test_options_of_a_method(photos, tmp_path, capsys):
         (
             "sscam",
             "channels=3",
-            "sscam has no option 'channels': it has batch_size, interpolation, noise, progress, samples, seed",
+            "sscam has no option 'channels': it has batch_size, interpolation, noise",
         ),
         ("gradcam", "model=3", "gradcam has no option 'model': it has interpolation, sign"),
         ("guidedbackprop", "sign=3", "guidedbackprop has no option 'sign': it has none"),

@@ -11,6 +11,7 @@ from pytorch_grad_cam.utils import reshape_transforms as theirs
 from torch import nn
 
 from fastcam import AblationCAM, EigenCAM, GradCAM, HiResCAM, LayerCAM, ReciproCAM, ViTReciproCAM
+from fastcam.inputs import Inputs
 from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.methods import METHODS
 from fastcam.reshape_transforms import fasterrcnn_reshape_transform, swinT_reshape_transform, vit_reshape_transform
@@ -59,7 +60,9 @@ X = photographs(2, 12, 20)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.parametrize("method", [*(m for name, m in METHODS.items() if name != "cam"), ViTReciproCAM])
+@pytest.mark.parametrize(
+    "method", [*(m for name, m in METHODS.items() if name not in ("cam", "randomcam")), ViTReciproCAM]
+)
 def test_every_method_on_a_vit_equals_the_explicit_transform(method, batch):
     model, x = build("small_vit"), inputs("small_vit", batch)
     for layer in ("encoder.layers[-1].ln_1", "encoder.layers[1]"):
@@ -374,7 +377,7 @@ def test_layouts_are_the_same_for_any_number_of_images():
     model = build("small_vit")
     (layer,) = find_layers(model, "encoder.layers[1]")
     for n in (3, 1, 2):
-        layout = layout_of(model, layer, inputs("small_vit", n), (n, 17, 48))
+        layout = layout_of(model, layer, Inputs(inputs("small_vit", n)), (n, 17, 48))
         assert (layout.batch, layout.last, layout.count) == (0, True, 17)
         assert torch.equal(layout.order, torch.arange(1, 17).view(4, 4))
 

@@ -13,6 +13,7 @@ from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.methods import METHODS
 from fastcam.methods.base import BaseCAM, Size, map_size, per_target
 from fastcam.methods.combine import CombinedCAM
+from fastcam.methods.fullgrad import FullGrad
 from fastcam.record import unwrap
 from fastcam.targets import Targets, part_of, per_image
 
@@ -59,7 +60,8 @@ def explain(
         raise ValueError("methods is empty: give at least one")
     for method in methods:
         name, cls = _named(method)
-        cams[name] = cls(model, chosen, reshape_transform, **(options or {}).get(name, {}))
+        everywhere = issubclass(cls, FullGrad)
+        cams[name] = cls(model, [] if everywhere else chosen, reshape_transform, **(options or {}).get(name, {}))
     if others := [name for name in options or {} if name not in cams]:
         raise ValueError(f"options are given for {others[0]!r}, which is not among the methods")
     keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(unwrap(model), size, x)}
