@@ -41,6 +41,7 @@ class GradientCAM(BaseCAM):
         """The maps of several classes an image by one matrix product, where pooling and a linear layer follow only."""
         logits = find_logits(run.output)
         plain = self.reshape_transform is None and type(self).low_map is GradientCAM.low_map
+        plain = plain and not are_callables(targets)
         if per_image(targets) is None or len(A) > 1 or not plain or logits is None:
             return None
         try:
