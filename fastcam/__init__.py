@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastcam.methods import EigenGradCAM as EigenGradCAM
     from fastcam.methods import FasterScoreCAM as FasterScoreCAM
     from fastcam.methods import FinerCAM as FinerCAM
+    from fastcam.methods import FullGrad as FullGrad
     from fastcam.methods import GradCAM as GradCAM
     from fastcam.methods import GradCAMElementWise as GradCAMElementWise
     from fastcam.methods import GradCAMPlusPlus as GradCAMPlusPlus
@@ -37,12 +38,20 @@ if TYPE_CHECKING:
     from fastcam.methods import ScoreCAM as ScoreCAM
     from fastcam.methods import SegEigenCAM as SegEigenCAM
     from fastcam.methods import ShapleyCAM as ShapleyCAM
+    from fastcam.methods import SimpleFullGrad as SimpleFullGrad
+    from fastcam.methods import SmoothFullGrad as SmoothFullGrad
     from fastcam.methods import SmoothGradCAMpp as SmoothGradCAMpp
     from fastcam.methods import ViTReciproCAM as ViTReciproCAM
     from fastcam.methods import XGradCAM as XGradCAM
     from fastcam.methods.ablation_layers import AblationLayer as AblationLayer
     from fastcam.methods.ablation_layers import AblationLayerFasterRCNN as AblationLayerFasterRCNN
     from fastcam.methods.ablation_layers import AblationLayerVit as AblationLayerVit
+    from fastcam.methods.attention import AttentionRollout as AttentionRollout
+    from fastcam.methods.attention import GradientRollout as GradientRollout
+    from fastcam.methods.attention import LeGrad as LeGrad
+    from fastcam.methods.factorization import DeepFeatureFactorization as DeepFeatureFactorization
+    from fastcam.methods.factorization import dff as dff
+    from fastcam.methods.factorization import run_dff_on_image as run_dff_on_image
     from fastcam.methods.many import explain as explain
     from fastcam.model_targets import BinaryClassifierOutputTarget as BinaryClassifierOutputTarget
     from fastcam.model_targets import ClassifierOutputReST as ClassifierOutputReST
@@ -55,6 +64,10 @@ if TYPE_CHECKING:
     from fastcam.model_targets import SemanticSegmentationTarget as SemanticSegmentationTarget
     from fastcam.model_targets import SimilarityToConceptTarget as SimilarityToConceptTarget
     from fastcam.model_targets import SoftmaxOutputTarget as SoftmaxOutputTarget
+    from fastcam.reshape_transforms import fasterrcnn_reshape_transform as fasterrcnn_reshape_transform
+    from fastcam.reshape_transforms import swinT_reshape_transform as swinT_reshape_transform
+    from fastcam.reshape_transforms import vit_reshape_transform as vit_reshape_transform
+    from fastcam.visualize.edges import sobel_cam as sobel_cam
     from fastcam.visualize.saliency import DeconvNet as DeconvNet
     from fastcam.visualize.saliency import GuidedBackprop as GuidedBackprop
     from fastcam.visualize.saliency import GuidedBackpropReLUModel as GuidedBackpropReLUModel
@@ -67,9 +80,13 @@ _WHERE = {
         *("GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "GradCAMElementWise", "LayerCAM"),
         *("EigenCAM", "EigenGradCAM", "CAM", "AblationCAM", "ScoreCAM", "FasterScoreCAM", "SSCAM", "ISCAM", "GroupCAM"),
         *("ReciproCAM", "ViTReciproCAM", "ShapleyCAM", "SegEigenCAM", "SmoothGradCAMpp", "KPCA_CAM", "FEM"),
-        *("RandomCAM", "FinerCAM", "RefineCAM", "SESS"),
+        *("RandomCAM", "FinerCAM", "RefineCAM", "SESS", "FullGrad", "SimpleFullGrad", "SmoothFullGrad"),
     ),
     "fastcam.methods.many": ("explain",),
+    "fastcam.methods.factorization": ("DeepFeatureFactorization", "dff", "run_dff_on_image"),
+    "fastcam.visualize.edges": ("sobel_cam",),
+    "fastcam.methods.attention": ("LeGrad", "GradientRollout", "AttentionRollout"),
+    "fastcam.reshape_transforms": ("vit_reshape_transform", "swinT_reshape_transform", "fasterrcnn_reshape_transform"),
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
     "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
     "fastcam.model_targets": (

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fastcam.methods import METHODS
+    from fastcam.methods import ATTENTION, METHODS
     from fastcam.visualize import SALIENCY
 
     parser = argparse.ArgumentParser(prog="fastcam", description="See what a vision network looks at.")
@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     _model_arguments(explain)
-    explain.add_argument("--method", choices=[*METHODS, *SALIENCY], default="gradcam", help="default: gradcam")
+    methods = [*METHODS, *ATTENTION, *SALIENCY]
+    explain.add_argument("--method", choices=methods, default="gradcam", help="default: gradcam")
     explain.add_argument("--layer", action="append", help="name, index path or glob; repeat for several layers")
     explain.add_argument("--target", type=int, help="class index; default: the predicted class")
     explain.add_argument("--aug-smooth", action="store_true", help="mean over six augmentations of the image")
@@ -89,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="torchvision name, or package.module:callable")
-    parser.add_argument("--weights", help="torchvision name such as DEFAULT, or a file with a state_dict")
+    parser.add_argument("--model", required=True, help="torchvision name, timm:NAME, or package.module:callable")
+    parser.add_argument("--weights", help="torchvision name such as DEFAULT (timm's too), or a file with a state_dict")
     parser.add_argument("--size", type=_positive, help="side of the square input; default: 224, or the weights' own")
     parser.add_argument(
         "--resize", type=_positive, help="short side before the centre is cropped; default: size*256/224"
@@ -127,7 +128,7 @@ def _explain(options: argparse.Namespace) -> int:
         x = torch.stack([x for _, x, _ in images]).to(options.device, DTYPES[options.dtype])
         maps = np.asarray(torch.as_tensor(cam(x, target, **smoothing)).float().cpu())
         if hasattr(cam, "target_layers"):
-            layers = cam.target_layers or [default_layer(model, x)]
+            layers = [default_layer(model, x)] if cam.target_layers is None else cam.target_layers
             shared["layer"] = [layer_name(model, layer) for layer in layers]
         records = _records(cam, target, loaded.categories)
         for (path, _, picture), values, record in zip(images, maps, records, strict=True):
@@ -138,13 +139,13 @@ def _explain(options: argparse.Namespace) -> int:
     return 0 if done == len(paths) else 1
 
 
-def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Explainer, dict[str, bool]]:
+def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Explainer, dict[str, Any]]:
     """The method, bound to model and layers, and the options of its calls."""
-    from fastcam.methods import METHODS
+    from fastcam.methods import ATTENTION, METHODS
     from fastcam.methods.perturbation import PerturbationCAM
     from fastcam.visualize import SALIENCY, GuidedGradCAM
 
-    if (cls := METHODS.get(options.method)) is not None:
+    if (cls := {**METHODS, **ATTENTION}.get(options.method)) is not None:
         smoothing = {"aug_smooth": options.aug_smooth, "eigen_smooth": options.eigen_smooth}
         progress = {"progress": sys.stderr.isatty()} if issubclass(cls, PerturbationCAM) else {}
         return _made(cls, options, model, options.layer, **progress), smoothing

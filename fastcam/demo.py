@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastcam.figures import method_grid
 from fastcam.methods import METHODS
+from fastcam.methods.fullgrad import SmoothFullGrad
 from fastcam.methods.masking import ISCAM, SSCAM
 from fastcam.methods.perturbation import PerturbationCAM
 from fastcam.methods.sess import SESS
@@ -52,20 +53,22 @@ def run(out: Path, device: str = "cpu", scenes: int = 256) -> str:
 
 def _scenes_for(method: str) -> int:
     cls = METHODS.get(method)
-    if cls in (SSCAM, ISCAM, SESS):
+    if cls in (SSCAM, ISCAM, SESS, SmoothFullGrad):
         return 16
     return 32 if cls is not None and issubclass(cls, PerturbationCAM) else 256
 
 
 def _explainer(method: str, network: DigitNet, layer: str) -> Callable[[Tensor, Tensor], Tensor]:
     if method in METHODS:
-        return METHODS[method](network, layer).attribute
+        return METHODS[method](network, None if layer == "-" else layer).attribute
     return GuidedGradCAM(network, layer) if method == "guidedgradcam" else SALIENCY[method](network)
 
 
 def demo_layer(method: str) -> str:
     """`stage3`, behind which methods differ; CAM and Recipro-CAM are meant for the last one before global pooling."""
-    return {"cam": "stage4", "reciprocam": "stage4", "guidedbackprop": "-", "deconvnet": "-"}.get(method, "stage3")
+    if "fullgrad" in method or method in ("guidedbackprop", "deconvnet"):
+        return "-"
+    return "stage4" if method in ("cam", "reciprocam") else "stage3"
 
 
 def _timed(explain: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, float]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fastcam.inputs import Inputs
 from fastcam.intercept import intercepted
 from fastcam.record import Run, call, evaluation, owned, unwrap
 
@@ -80,9 +81,9 @@ _BIAS_OF: dict[Any, Callable[..., Tensor | None]] = {
 class FullGradientRun(Run):
     """A run that was recorded from its input on; see `Run` for input and output."""
 
-    def __init__(self, net: nn.Module, x: Tensor, output: Any, calls: _BiasedCalls) -> None:
-        super().__init__([], x.detach(), {}, output)
-        self._net, self._leaf, self._calls = net, x, calls
+    def __init__(self, net: nn.Module, x: Inputs, leaf: Tensor, output: Any, calls: _BiasedCalls) -> None:
+        super().__init__([], x, {}, output)
+        self._net, self._leaf, self._calls = net, leaf, calls
 
     def gradient(self, scores: Tensor, receive: Receive, keep_graph: bool = False) -> Tensor:
         """d sum(scores) / d input, and `receive` for each bias in between, from the last call to the first.
@@ -102,12 +103,13 @@ class FullGradientRun(Run):
 
 
 @contextmanager
-def full_gradients(model: nn.Module, x: Tensor) -> Iterator[FullGradientRun]:
+def full_gradients(model: nn.Module, x: Tensor | Inputs) -> Iterator[FullGradientRun]:
     """Run `model(x)` once with its graph, for `FullGradientRun.gradient`."""
     net = unwrap(model)
     compiled = [m for m in net.modules() if m is not net and getattr(m, "_compiled_call_impl", None)]
     with evaluation(net), intercepted(compiled, lambda _, forward, args, kwargs: forward(*args, **kwargs)):
-        x = owned(net, x).detach().requires_grad_()
-        with torch.enable_grad(), _BiasedCalls(x) as calls:
-            output = call(net, x.clone())  # a model may begin with an operation in place
-        yield FullGradientRun(net, x, output, calls)
+        x = owned(net, x if isinstance(x, Inputs) else Inputs(x)).map(Tensor.detach)
+        leaf = x.image.clone().requires_grad_()
+        with torch.enable_grad(), _BiasedCalls(leaf) as calls:
+            output = call(net, x.with_image(leaf).clone())  # a model may begin with an operation in place
+        yield FullGradientRun(net, x, leaf, output, calls)

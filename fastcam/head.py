@@ -26,6 +26,8 @@ def linear_head(activation: Tensor, logits: Tensor) -> Tensor:
     if _name(node) != "MeanBackward1" or not _over_space(node, activation):
         raise _no_head(node)
     node = node.next_functions[0][0]
+    if _name(node) == "UnsqueezeBackward0":  # a signal, which adaptive pooling makes an image of one row
+        node = node.next_functions[0][0]
     if _name(node) == "CloneBackward0":  # the copy of the recorded activation that the network went on with
         node = node.next_functions[0][0]
     if not _is(node, activation):
@@ -50,8 +52,10 @@ def _flattens(node: Any, activation: Tensor) -> bool:
 
 
 def _over_space(mean: Any, activation: Tensor) -> bool:
-    dims = {d % activation.ndim for d in _signed(mean._saved_dim)}
-    return tuple(mean._saved_self_sym_sizes) == activation.shape and dims == set(range(2, activation.ndim))
+    size = tuple(mean._saved_self_sym_sizes)
+    dims = {d % len(size) for d in _signed(mean._saved_dim)}
+    row = (*activation.shape[:2], 1, *activation.shape[2:]) if activation.ndim == 3 else None
+    return size in (tuple(activation.shape), row) and dims == set(range(2, len(size)))
 
 
 def _signed(dims: tuple[int, ...]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fastcam.record import surely
+from fastcam.record import hooked, surely
 
 Handler = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -50,7 +50,9 @@ def intercepted(modules: Iterable[nn.Module], handler: Handler) -> Iterator[None
                     # A module's call looks here first, before its hooks: where `module.compile()` puts its own.
                     vars(module)["_compiled_call_impl"] = _dispatcher(module)
                 _handlers[module].setdefault(thread, []).append(handler)
-        yield
+        # Any hook keeps these off their fused path, which calls no modules.
+        with hooked((m for m in chosen if isinstance(m, nn.TransformerEncoderLayer)), lambda *_: None):
+            yield
     finally:
         surely(leave)
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcam.inputs import inputs_of
 from fastcam.receptive_field import measured
-from fastcam.record import call, check_input, evaluation, hooked, to_device_of, unwrap
+from fastcam.record import call, evaluation, first_convolution, hooked, owned, unwrap
 
 Layers = Any  # None | nn.Module | str | list of nn.Module and str
 
@@ -22,9 +23,7 @@ _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
-_suggested: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], weakref.ref[nn.Module]]] = (
-    weakref.WeakKeyDictionary()
-)
+_suggested: weakref.WeakKeyDictionary[nn.Module, dict[Any, weakref.ref[nn.Module]]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -100,14 +99,15 @@ def layer_name(model: nn.Module, module: nn.Module) -> str:
     return next((n for n, m in unwrap(model).named_modules() if m is module), type(module).__name__)
 
 
-def layer_table(model: nn.Module, x: Tensor, *, receptive_fields: bool = False) -> list[Layer]:
+def layer_table(model: nn.Module, x: Any, *, receptive_fields: bool = False) -> list[Layer]:
     """Every module of the model as one forward pass of `x` (B, k, H, W) sees it, in the model's order.
 
+    x may be several inputs, as for a method.
     Rows have `.name`, `.module`, `.shape` of the output (None without a tensor) and `.order` of the call (-1: not run).
     receptive_fields   measure `.receptive_field` too: a backward pass a layer
     """
     net = unwrap(model)
-    check_input(x)
+    x = inputs_of(x)
     seen: dict[nn.Module, tuple[tuple[int, ...] | None, int]] = {}
 
     def note(module: nn.Module, output: Any) -> None:
@@ -115,26 +115,25 @@ def layer_table(model: nn.Module, x: Tensor, *, receptive_fields: bool = False) 
         seen.setdefault(module, (None if tensor is None else tuple(tensor.shape), len(seen)))
 
     with evaluation(net), hooked(net.modules(), note):
-        x = to_device_of(net, x)
-        call(net, x.clone() if x.is_inference() else x)
+        call(net, owned(net, x))
     table = [Layer(n, m, *seen.get(m, (None, -1))) for n, m in net.named_modules() if n]
     if not receptive_fields:
         return table
-    found = measured(net, [row.module for row in table if _is_spatial(row, x.ndim)], x)
+    found = measured(net, [row.module for row in table if _is_spatial(row, x.image.ndim)], x)
     return [replace(row, receptive_field=found.get(row.module)) for row in table]
 
 
-def default_layer(model: nn.Module, x: Tensor) -> nn.Module:
+def default_layer(model: nn.Module, x: Any) -> nn.Module:
     """The last convolutional stage before global pooling; with class tokens the last block's first norm.
 
     One shape-finding run with a single image, remembered for the model and this shape of input.
     """
-    net = unwrap(model)
+    net, x = unwrap(model), inputs_of(x)
     known = _suggested.setdefault(net, {})
-    module = known[tuple(x.shape[1:])]() if tuple(x.shape[1:]) in known else None
+    module = known[x.shapes]() if x.shapes in known else None
     if module is None or all(module is not m for m in net.modules()):
-        module = suggest(layer_table(net, x[:1]), x.ndim).module
-        known[tuple(x.shape[1:])] = weakref.ref(module)
+        module = suggest(layer_table(net, x[:1]), x.image.ndim).module
+        known[x.shapes] = weakref.ref(module)
     return module
 
 
@@ -194,6 +193,19 @@ def _is_attention(row: Layer) -> bool:
 def _is_norm(row: Layer) -> bool:
     named = "norm" in type(row.module).__name__.lower() or row.name.rpartition(".")[2].startswith("norm")
     return named and not any(isinstance(m, nn.Linear) for m in row.module.modules())
+
+
+def image_channel_dim(net: nn.Module, image: Tensor) -> int:
+    """Which dimension of an image the channels are: 1, or 2 in a video `(B, T, C, H, W)`.
+
+    A video is told from a volume `(B, C, D, H, W)` by the model's first convolution and how many channels it takes;
+    where both sizes fit, a two-dimensional one takes frames.
+    """
+    first = first_convolution(net)
+    if image.ndim != 5 or first is None:
+        return 1
+    dims = (1, 2) if first.weight.ndim == 5 else (2, 1)
+    return next((d for d in dims if image.shape[d] == first.in_channels), 1)
 
 
 def _is_spatial(row: Layer, rank: int) -> bool:

@@ -1,9 +1,10 @@
-"""Models by name, for the command line: torchvision's, or any callable that returns one."""
+"""Models by name, for the command line: torchvision's, timm's, or any callable that returns one."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import os
 import sys
 import warnings
@@ -35,18 +36,21 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Loaded:
-    """The model `name`, a torchvision name or `package.module:callable`.
+    """The model `name`, a torchvision name, `timm:NAME` or `package.module:callable`.
 
-    weights     a torchvision name such as "DEFAULT", or a file with a state_dict (read with `weights_only=True`);
-                None leaves a torchvision model random, with a warning
+    weights     a torchvision name such as "DEFAULT", which is timm's too, or a file with a state_dict (.safetensors, or
+                read with `weights_only=True`); None leaves a model by name random, with a warning
     size        side of the square input in pixels; None takes the weights' own, or 224
-    resize      the short side before the centre is cropped to `size`; None takes size * 256 / 224
+    resize      the short side before the centre is cropped to `size`; None takes size * 256 / 224, or timm's own share
     mean, std   for images in [0, 1], one value or one a channel; None takes the weights' own, or ImageNet's
     Raises ValueError for unknown names and weights that do not fit, ImportError where a package is missing.
     """
     from_file = weights is not None and os.path.exists(weights)
     entry = None
-    if ":" in name:
+    preprocess = Preprocess()
+    if name.startswith("timm:"):
+        model, preprocess = _timm_model(name.removeprefix("timm:"), None if from_file else weights, size)
+    elif ":" in name:
         if weights is not None and not from_file:
             raise ValueError(f"weights must be a file for the model {name!r}, got {weights!r}")
         model = _called(name)
@@ -56,10 +60,11 @@ def load_model(
     if from_file:
         assert weights is not None
         _load_file(model, weights)
-    elif entry is None and ":" not in name:
+    elif weights is None and (":" not in name or name.startswith("timm:")):
         warnings.warn(f"the weights of {name} are random: pass --weights", stacklevel=2)
-    preprocess = Preprocess() if entry is None else _preprocess_of(entry)
-    if size is not None:
+    if entry is not None:
+        preprocess = _preprocess_of(entry)
+    if size is not None and not name.startswith("timm:"):
         preprocess = replace(preprocess, resize=round(size * 256 / 224), crop=size)
     if resize is not None:
         preprocess = replace(preprocess, resize=resize)
@@ -129,6 +134,38 @@ def _torchvision_weights(name: str, weights: str) -> Any:
     return known[weights]
 
 
+def _timm_model(name: str, weights: str | None, size: int | None) -> tuple[nn.Module, Preprocess]:
+    """A model of timm's, for inputs of this size where it can be built for one, and timm's own preprocessing."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("models timm:NAME need timm: pip install 'fastcam[models]'") from error
+    if not timm.is_model(name.partition(".")[0]):
+        nearest = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3))
+        raise ValueError(f"no timm model {name!r}; the nearest names: {nearest}")
+    if weights not in (None, "DEFAULT"):
+        raise ValueError(f"weights {weights!r} are neither a file nor DEFAULT, which is what timm:{name} takes")
+    pretrained = weights is not None
+    sized: dict[str, Any] = {} if size is None else {"img_size": size}
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **sized)
+    except TypeError:  # a convolutional network takes any size
+        model = timm.create_model(name, pretrained=pretrained)
+    config = timm.data.resolve_data_config({}, model=model)
+    height, width = config["input_size"][1:]
+    if size is None and height != width:
+        raise ValueError(f"timm:{name} is for {height} x {width} pixels, images are cropped to a square: pass --size")
+    crop = width if size is None else size
+    interpolation = config["interpolation"]
+    return model, Preprocess(
+        resize=math.floor(crop / config["crop_pct"]),
+        crop=crop,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation="bilinear" if interpolation == "random" else interpolation,
+    )
+
+
 def _preprocess_of(entry: Any) -> Preprocess:
     transforms = entry.transforms()
     try:
@@ -138,9 +175,21 @@ def _preprocess_of(entry: Any) -> Preprocess:
         raise ValueError(f"weights {entry} are not for the classification of images") from error
 
 
+def _read(path: str) -> Any:
+    if not path.endswith(".safetensors"):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f"weights {path} need the package safetensors: pip install safetensors") from error
+    return load_file(path)
+
+
 def _load_file(model: nn.Module, path: str) -> None:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _read(path)
+    except ImportError:
+        raise
     except Exception as error:  # torch raises its own, pickle's and zip's
         raise ValueError(
             f"weights {path} cannot be read as a state_dict ({type(error).__name__}): "

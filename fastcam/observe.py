@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fastcam.inputs import Inputs
 from fastcam.intercept import intercepted
-from fastcam.record import call, evaluation, first_tensor, hooked, owned
+from fastcam.record import call, evaluation, first_tensor, owned
 
 
 class Sight(NamedTuple):
@@ -28,7 +29,7 @@ class Sight(NamedTuple):
     number: int
 
 
-def observe(net: nn.Module, x: Tensor) -> list[Sight]:
+def observe(net: nn.Module, x: Inputs) -> list[Sight]:
     """What one run of `net(x)` shows, in the order of the run."""
     sights: list[Sight] = []
     known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -48,13 +49,13 @@ def observe(net: nn.Module, x: Tensor) -> list[Sight]:
     return sights
 
 
-def follow(net: nn.Module, x: Tensor, source: int | None, visit: Callable[[int, Tensor, Tensor], bool]) -> None:
+def follow(net: nn.Module, x: Inputs, source: int | None, visit: Callable[[int, Tensor, Tensor], bool]) -> None:
     """Run `net(x)` with a leaf in the place of the source, and show what was made of it.
 
     source   what a module returned, by the place of its sight in the list of `observe`; None for the input itself
     visit    called with place, leaf and tensor of each later sight that has a graph; the run ends when it returns True
     """
-    leaf = owned(net, x).detach().clone().requires_grad_() if source is None else None
+    leaf = owned(net, x).image.detach().clone().requires_grad_() if source is None else None
     places = count()
 
     def see(module: nn.Module, returned: bool, t: Tensor) -> Tensor | None:
@@ -69,14 +70,14 @@ def follow(net: nn.Module, x: Tensor, source: int | None, visit: Callable[[int, 
         return None
 
     with suppress(_Seen):
-        _run(net, x if leaf is None else leaf, see, gradients=source is None)
+        _run(net, x if leaf is None else x.with_image(leaf), see, gradients=source is None)
 
 
 class _Seen(BaseException):
     """Ends a run; no Exception, so that a model's own `except Exception` lets it through."""
 
 
-def _run(net: nn.Module, x: Tensor, see: Callable[[nn.Module, bool, Tensor], Any], gradients: bool = False) -> None:
+def _run(net: nn.Module, x: Inputs, see: Callable[[nn.Module, bool, Tensor], Any], gradients: bool = False) -> None:
     def handler(module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         given = next((t for t in pytree.tree_leaves((args, kwargs)) if _is_floating(t)), None)
         if given is not None:
@@ -92,8 +93,7 @@ def _run(net: nn.Module, x: Tensor, see: Callable[[nn.Module, bool, Tensor], Any
         return output if replaced is None else put_back(replaced)
 
     inside = [m for m in net.modules() if m is not net]
-    # The hooks keep `nn.TransformerEncoderLayer` off its fused path, which calls no modules.
-    with evaluation(net), hooked(inside, lambda *_: None), intercepted(inside, handler):
+    with evaluation(net), intercepted(inside, handler):
         torch.set_grad_enabled(gradients)
         call(net, owned(net, x).clone())
 

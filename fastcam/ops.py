@@ -18,9 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcam.spline import zoom_matrix
+
 ELEMENTWISE = ("hirescam", "gradcamelementwise", "layercam")  # a weight per channel and position
 CHANNELWISE = ("gradcam", "gradcam++", "xgradcam")  # a weight per channel
 WEIGHTINGS = CHANNELWISE + ELEMENTWISE
+INTERPOLATIONS = (None, "linear", "cubic")
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
@@ -132,11 +136,11 @@ def masked_inputs(
     """
     if masks.ndim != x.ndim - 1 or masks.ndim > 4:
         raise ValueError(f"masks must be (N, *s) of {x.ndim - 2} spatial dimensions, got {tuple(masks.shape)}")
-    if _on_kernel(x) and x.ndim == 4:
+    if _on_kernel(x) and x.ndim <= 4:
         from fastcam.kernels import masked_inputs as kernel
 
         return kernel.masked_inputs(x, masks, images, baseline, align_corners)
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[masks.ndim - 1]
+    mode = _LINEAR[masks.ndim - 1]
     m = F.interpolate(wide(masks).unsqueeze(1), x.shape[2:], mode=mode, align_corners=align_corners)  # (N, 1, *S)
     dims = tuple(range(1, m.ndim))
     m -= m.amin(dims, keepdim=True)
@@ -147,7 +151,8 @@ def masked_inputs(
     if baseline is not None:
         rows += wide(baseline)[images] * (1 - m)
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return rows.to(x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+    rows = rows.to(x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+    return rows if last else rows.contiguous()  # which `to` leaves out where the type stays
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -157,29 +162,46 @@ def min_max(maps: Tensor) -> Tensor:
     return maps / (1e-7 + maps.amax(dims, keepdim=True))
 
 
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps `(B, *S)` at another size: (bi)linear, half-pixel centres, edges clamped, no anti-aliasing."""
-    modes = {1: "linear", 2: "bilinear"}
-    if maps.ndim - 1 not in modes:
-        raise ValueError(
-            f"maps are resized in 1 or 2 spatial dimensions, got {maps.ndim - 1}; size=None gives them at the layer's"
-        )
-    if len(size) != maps.ndim - 1:
-        raise ValueError(f"size must have {maps.ndim - 1} values for maps {tuple(maps.shape)}, got {tuple(size)}")
-    return F.interpolate(maps.unsqueeze(1), tuple(size), mode=modes[maps.ndim - 1], align_corners=False).squeeze(1)
+def resize(maps: Tensor, size: Sequence[int], interpolation: str | None = None) -> Tensor:
+    """Maps `(B, *S)` of one to three spatial dimensions at another size.
+
+    "linear"   (bi, tri)linear, half-pixel centres, edges clamped, no anti-aliasing
+    "cubic"    the cubic spline through the values, corner to corner, which leaves their range; `spline.zoom_matrix`
+    None       as pytorch-grad-cam does it: linear in one and two dimensions, cubic in three
+    """
+    rank = maps.ndim - 1
+    if rank not in _LINEAR:
+        raise ValueError(f"maps are resized in 1 to 3 spatial dimensions, got {rank}: {tuple(maps.shape)}")
+    if len(size) != rank:
+        raise ValueError(f"size must have {rank} values for maps {tuple(maps.shape)}, got {tuple(size)}")
+    if not _is_cubic(interpolation, rank):
+        return F.interpolate(maps.unsqueeze(1), tuple(size), mode=_LINEAR[rank], align_corners=False).squeeze(1)
+    for n, m in zip(maps.shape[1:], size, strict=True):  # the first dimension goes last, once each
+        matrix = torch.tensor(zoom_matrix(n, m), dtype=maps.dtype).to(maps.device, non_blocking=True)  # no waiting
+        maps = maps.movedim(1, -1) @ matrix.mT
+    return maps
 
 
-def finish(low_maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+def _is_cubic(interpolation: str | None, rank: int) -> bool:
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f'interpolation must be None, "linear" or "cubic", got {interpolation!r}')
+    return interpolation == "cubic" or interpolation is None and rank == 3
+
+
+def finish(low_maps: Sequence[Tensor], size: Sequence[int], interpolation: str | None = None) -> Tensor:
     """From the low maps `(B, P, *S)` of one or more layers to the finished map `(B, *size)` in [0, 1].
 
-    finish(L) = min_max(mean_l resize(min_max(relu(sum_p L_lp))))
+    finish(L) = min_max(mean_l relu(resize(min_max(relu(sum_p L_lp))))), the outer relu for what a spline undershoots
     """
     first = low_maps[0]
-    if _on_kernel(first) and first.ndim == 4:
+    cubic = _is_cubic(interpolation, first.ndim - 2)
+    if _on_kernel(first) and first.ndim <= 4 and not cubic:
         from fastcam.kernels import finish as kernel
 
         return kernel.finish(low_maps, size)
-    layers = [resize(min_max(low.sum(1).relu()), size) for low in low_maps]
+    layers = [resize(min_max(low.sum(1).relu()), size, interpolation) for low in low_maps]
+    if cubic:
+        layers = [layer.relu() for layer in layers]
     return min_max(torch.stack(layers).mean(0) if len(layers) > 1 else layers[0])
 
 

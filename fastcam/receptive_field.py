@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcam.inputs import Inputs
 from fastcam.record import call, evaluation, hooked, owned
 
 _INPUTS = 2  # a ReLU or a pooling that passes nothing on for one input may do so for another
@@ -15,7 +16,7 @@ _SAME = (nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardsw
 Field = tuple[int, ...] | str
 
 
-def measured(net: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> dict[nn.Module, Field]:
+def measured(net: nn.Module, layers: Sequence[nn.Module], x: Inputs) -> dict[nn.Module, Field]:
     """The receptive field of each layer, whose output is `(B, C, *S)`, for inputs like x.
 
     The extent `(h, w)` of the pixels for which d (output at the centre) / d (input) is not 0 for some of random
@@ -31,9 +32,9 @@ def measured(net: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> dict[nn.
 
     with evaluation(net), hooked(layers, keep), torch.enable_grad():
         generator = torch.Generator().manual_seed(0)
-        x = owned(net, x[:1])
-        noise = torch.randn(_INPUTS, *x.shape[1:], generator=generator).to(x).requires_grad_()
-        call(net, noise.clone())
+        x = owned(net, x[:1]).map(lambda t: t.repeat_interleave(_INPUTS, 0))
+        noise = torch.randn(x.image.shape, generator=generator).to(x.image).requires_grad_()
+        call(net, x.with_image(noise.clone()))
         before: Field | None = None
         for module, output in outputs.items():  # in the order in which they ended
             if not (before is not None and isinstance(module, _SAME)):

@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastcam.inputs import Inputs
+from fastcam.inputs import check_input as check_input
+
+AnyInput = TypeVar("AnyInput", Tensor, Inputs)
 Hook = Callable[[nn.Module, Any], Any]  # (module, output) -> another output or None
 
 _lock = threading.Lock()
@@ -40,28 +44,22 @@ def first_convolution(net: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d | Non
     return next((m for m in net.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
 
 
-def check_input(x: Any) -> None:
-    """TypeError unless x is a floating-point tensor with batch and channels, ValueError if it is empty."""
-    if not isinstance(x, Tensor):
-        hint = "; torch.from_numpy(x).float() makes one" if type(x).__name__ == "ndarray" else ""
-        raise TypeError(f"input_tensor must be a tensor (B, k, H, W), got {type(x).__name__}{hint}")
-    if x.ndim < 3 or not x.is_floating_point():
-        raise TypeError(f"input_tensor must be a floating-point tensor (B, k, H, W), got {x.dtype} {tuple(x.shape)}")
-    if x.numel() == 0:
-        raise ValueError(f"input_tensor is an empty batch: shape {tuple(x.shape)}")
-
-
-def to_device_of(net: nn.Module, x: Tensor) -> Tensor:
+def to_device_of(net: nn.Module, x: AnyInput) -> AnyInput:
     """`x` on the device of the model's first parameter or buffer, otherwise as it is."""
-    for t in (*net.parameters(), *net.buffers()):
-        return x.to(t.device)
-    return x
+    device = next((t.device for t in (*net.parameters(), *net.buffers())), None)
+    if device is None:
+        return x
+    return x.map(lambda t: t.to(device)) if isinstance(x, Inputs) else x.to(device)
 
 
-def owned(net: nn.Module, x: Tensor) -> Tensor:
+def owned(net: nn.Module, x: AnyInput) -> AnyInput:
     """`x` as a run takes it: on the model's device, and no inference tensor."""
     x = to_device_of(net, x)
-    return x.clone() if x.is_inference() else x
+    return x.map(_no_inference, everywhere=True) if isinstance(x, Inputs) else _no_inference(x)
+
+
+def _no_inference(t: Tensor) -> Tensor:
+    return t.clone() if t.is_inference() else t
 
 
 def surely(restore: Callable[[], None]) -> None:
@@ -120,15 +118,17 @@ def hooked(modules: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
         yield
 
 
-def call(net: nn.Module, x: Tensor) -> Any:
+def call(net: nn.Module, x: Tensor | Inputs) -> Any:
     """`net(x)`, uncompiled, with a clear error for the most common mistakes: channels, batch dimension, type."""
+    args, kwargs = x.arguments(net) if isinstance(x, Inputs) else ((x,), {})
     try:
         # Hooks added after a compilation are ignored by compiled code.
-        return net._call_impl(x) if getattr(net, "_compiled_call_impl", None) else net(x)
+        return (net._call_impl if getattr(net, "_compiled_call_impl", None) else net)(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
-        if (mistake := _mistake(net, x, str(error))) is not None:
+        alone = x if isinstance(x, Tensor) else x.image if x.is_single else None  # of several any may be the culprit
+        if alone is not None and (mistake := _mistake(net, alone, str(error))) is not None:
             raise ValueError(mistake) from error
         raise
 
@@ -153,20 +153,22 @@ def _mistake(net: nn.Module, x: Tensor, message: str) -> str | None:
 class Run:
     """What a run of the model left: the output and, for each target layer, its activation.
 
-    input         the input tensor, on the model's device
+    inputs        what the model was called with, on its device
+    input         the image among it: the tensor `(B, k, *S)` that is explained
     output        what the model returned; None if the run was stopped at the last layer
     activations   a tensor per target layer, in the order the layers were given
     first         the place of its first image in the batch that the caller gave
-    kept          the gradients at the layers for each target, where several methods share the run
+    kept          where several methods share the run: targets, and for each of an image the gradients at the layers
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], x: Tensor, recorded: Mapping[nn.Module, Tensor], output: Any
+        self, layers: Sequence[nn.Module], x: Tensor | Inputs, recorded: Mapping[nn.Module, Tensor], output: Any
     ) -> None:
         self.first = 0
-        self.kept: list[list[Tensor]] | None = None
+        self.kept: list[tuple[Any, list[list[Tensor]]]] | None = None
         self.layers = list(layers)
-        self.input = x
+        self.inputs = x if isinstance(x, Inputs) else Inputs(x)
+        self.input: Tensor = self.inputs.image
         self.output = output
         self._recorded = recorded
 
@@ -219,7 +221,7 @@ class Run:
 
 @contextmanager
 def record(
-    model: nn.Module, layers: Sequence[nn.Module], x: Tensor, *, gradients: bool = True, complete: bool = True
+    model: nn.Module, layers: Sequence[nn.Module], x: Tensor | Inputs, *, gradients: bool = True, complete: bool = True
 ) -> Iterator[Run]:
     """Run `model(x)` once and give its activations at `layers`.
 
@@ -234,7 +236,7 @@ def record(
             "gradient: create it outside, or use a method without gradients, EigenCAM or ScoreCAM"
         )
     with evaluation(net), ExitStack() as stack:
-        x = owned(net, x)
+        x = owned(net, x if isinstance(x, Inputs) else Inputs(x))
         forward = partial(_forward, net, layers, x, gradients, complete, stack)
         with torch.no_grad():  # which a hook ends at the first target layer
             run = forward()
@@ -251,7 +253,7 @@ def record(
 
 
 def _forward(
-    net: nn.Module, layers: Sequence[nn.Module], x: Tensor, gradients: bool, complete: bool, stack: ExitStack
+    net: nn.Module, layers: Sequence[nn.Module], x: Inputs, gradients: bool, complete: bool, stack: ExitStack
 ) -> Run:
     recorded: dict[nn.Module, Tensor] = {}
     wanted = set(layers)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcam.batches import is_out_of_memory
+from fastcam.inputs import Inputs
 from fastcam.intercept import intercepted
 from fastcam.record import Run, call, check_ran, evaluation, first_tensor, owned, unwrap
 from fastcam.replay import Argument, Step, Tail
@@ -31,14 +32,14 @@ class _Frame:
 class _Recorder(TorchDispatchMode):
     """The handler of the recorded run; as a dispatch mode it sees each write before it happens."""
 
-    def __init__(self, net: nn.Module, layers: Sequence[nn.Module], x: Tensor, head: bool) -> None:
+    def __init__(self, net: nn.Module, layers: Sequence[nn.Module], x: Inputs, head: bool) -> None:
         super().__init__()
         self._net, self._pending, self._head = net, set(layers), head
         self._ancestors = _ancestors(net, self._pending)
         self._records: dict[int, list[Record]] = {}  # by the memory that they share with the model
         self._stack = [_Frame(net, True)]
         self._batch = len(x)
-        self._input = self._record(x, True)
+        self._inputs, self._rank = x.map(lambda t: self._record(t, True)), x.image.ndim
         self.activations: dict[nn.Module, Tensor] = {}
         self.tails: dict[nn.Module, Tail] = {}
 
@@ -88,7 +89,7 @@ class _Recorder(TorchDispatchMode):
             way += [Step(frame.module, inside=True)] if frame.module is not self._net else []
             way += frame.steps
         own = pytree.tree_map_only(Tensor, lambda t: Record(t.detach().clone(), True), output)
-        self.tails[layer] = Tail(self._net, layer, self._input, own, [*way, step])
+        self.tails[layer] = Tail(self._net, layer, self._inputs, self._rank, own, [*way, step])
         activation = tensor.detach().clone()
         self.activations[layer] = activation
         if not self._head or self._pending:
@@ -130,7 +131,7 @@ class _Recorder(TorchDispatchMode):
 
     def records(self) -> list[Record]:
         """All that a replay may need, in the order of the run."""
-        found = [self._input]
+        found = [leaf for leaf in self._inputs.leaves if isinstance(leaf, Record)]
         for tail in self.tails.values():
             parts = [(step.output, list(step.writes.values())) for step in tail.steps]
             found += [r for r in pytree.tree_leaves([tail.output, parts]) if isinstance(r, Record)]
@@ -168,7 +169,7 @@ class Recording(Run):
     def __init__(
         self,
         layers: Sequence[nn.Module],
-        x: Tensor,
+        x: Tensor | Inputs,
         activations: Mapping[nn.Module, Tensor],
         output: Any,
         tails: Mapping[nn.Module, Tail],
@@ -178,7 +179,9 @@ class Recording(Run):
 
 
 @contextmanager
-def recorded(model: nn.Module, layers: Sequence[nn.Module], x: Tensor, *, head: bool = False) -> Iterator[Recording]:
+def recorded(
+    model: nn.Module, layers: Sequence[nn.Module], x: Tensor | Inputs, *, head: bool = False
+) -> Iterator[Recording]:
     """Run `model(x)` once, without gradients, so that what follows each of `layers` can be run again.
 
     head   keep the graph of a linear head behind a single layer, for `fastcam.head.linear_head`
@@ -187,13 +190,13 @@ def recorded(model: nn.Module, layers: Sequence[nn.Module], x: Tensor, *, head: 
     """
     net = unwrap(model)
     with evaluation(net):
-        x = owned(net, x)
+        x = owned(net, x if isinstance(x, Inputs) else Inputs(x))
         recorder, output = _run_with_head(net, layers, x) if head and len(set(layers)) == 1 else _run(net, layers, x)
         _lay_out(recorder, net, layers, x)
         yield Recording(layers, x, recorder.activations, output, recorder.tails)
 
 
-def _run_with_head(net: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> tuple[_Recorder, Any]:
+def _run_with_head(net: nn.Module, layers: Sequence[nn.Module], x: Inputs) -> tuple[_Recorder, Any]:
     try:
         return _run(net, layers, x, head=True)
     except RuntimeError as error:  # what follows the layer may be for tensors without a graph only
@@ -202,7 +205,7 @@ def _run_with_head(net: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> tu
     return _run(net, layers, x)
 
 
-def _run(net: nn.Module, layers: Sequence[nn.Module], x: Tensor, head: bool = False) -> tuple[_Recorder, Any]:
+def _run(net: nn.Module, layers: Sequence[nn.Module], x: Inputs, head: bool = False) -> tuple[_Recorder, Any]:
     recorder = _Recorder(net, layers, x, head)
     with torch.no_grad(), intercepted((m for m in net.modules() if m is not net), recorder), recorder:
         output = call(net, x.clone())  # which the model may write into
@@ -210,12 +213,12 @@ def _run(net: nn.Module, layers: Sequence[nn.Module], x: Tensor, head: bool = Fa
     return recorder, output
 
 
-def _lay_out(recorder: _Recorder, net: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> None:
+def _lay_out(recorder: _Recorder, net: nn.Module, layers: Sequence[nn.Module], x: Inputs) -> None:
     """Find where the batch lies in each record: it comes first, or a run with one image more tells."""
     B, records = len(x), recorder.records()
-    if all(_batch_first(r, B, x.ndim) for r in records):
+    if all(_batch_first(r, B, x.image.ndim) for r in records):
         return
-    longer, _ = _run(net, layers, torch.cat([x, x[:1]]))
+    longer, _ = _run(net, layers, x.map(lambda t: torch.cat([t, t[:1]])))
     others = longer.records()
     if len(others) != len(records):
         raise RuntimeError(f"{type(net).__name__} calls other modules for {B + 1} images than for {B}")

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fastcam.inputs import Inputs
 from fastcam.intercept import intercepted
 from fastcam.record import call
 from fastcam.rows import Handed, Record, Rows
@@ -50,7 +51,8 @@ class Tail:
 
     net: nn.Module
     layer: nn.Module
-    input: Record
+    inputs: Inputs  # their tensors as records
+    image_rank: int
     output: Any  # the layer's own, its tensors as records
     steps: list[Step]
 
@@ -66,8 +68,24 @@ class Tail:
 
     @property
     def rank(self) -> int:
-        """How many dimensions the input has."""
-        return self.input.value.ndim
+        """How many dimensions the image has that the layer sees: a frame, where those of a video are in the batch."""
+        folded = self.activation.ndim == 4 and self._first.factor == self.inputs.image.value.shape[1]
+        return 4 if self.image_rank == 5 and folded else self.image_rank
+
+    def by_channel(self, t: Tensor, axis: int) -> Tensor:
+        """A view of what the layer gave with the image and the channel, which is in dimension `axis`, first.
+
+        `(N, C, ...)`, or `(N, C, F, ...)` where an image has F entries along the batch, as the frames of a video.
+        """
+        if self._first.factor == 1:
+            return t.movedim(self.batch_dim, 0).movedim(axis, 1)
+        return t.movedim(self.batch_dim, 0).unflatten(0, (-1, self._first.factor)).movedim(axis + (axis > 0), 1)
+
+    def as_given(self, channels: Tensor, axis: int) -> Tensor:
+        """`(N, C, ...)` laid out as the layer gave it, the reverse of `by_channel`."""
+        if self._first.factor == 1:
+            return channels.movedim(1, axis).movedim(0, self.batch_dim)
+        return channels.movedim(1, axis + (axis > 0)).flatten(0, 1).movedim(0, self.batch_dim)
 
     @property
     def _first(self) -> Record:
@@ -85,7 +103,7 @@ class Tail:
 
         def replay(rows: Rows, output: Any) -> Any:
             player.start(rows, output)
-            result = call(self.net, Handed(self.input, rows))
+            result = call(self.net, self.inputs.map(lambda record: Handed(record, rows)))
             player.check_the_end()
             return pytree.tree_map_only(Handed, Handed.memory, result)
 

@@ -107,7 +107,8 @@ def row_scores(targets: Targets, output: Any, batch: int, probability: bool = Fa
     calls = _calls(targets, batch)
 
     def by_callable(rows_output: Any, rows: Rows) -> Tensor:
-        return ops.wide(_values([calls[i] for i in rows.listed], _rows_of(rows_output, len(rows.listed))))
+        outputs = _rows_of(rows_output, len(rows.listed))
+        return ops.wide(_values([calls[i] for i in rows.listed], outputs))
 
     return by_callable
 

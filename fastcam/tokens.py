@@ -9,18 +9,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fastcam.channels import by_neighbours, by_width, channels_last
+from fastcam.inputs import Inputs
 from fastcam.observe import Sight, follow, observe
 from fastcam.record import unwrap
 
-_CHANNELS_FIRST = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm)
 _ADVICE = (
     "pass a reshape_transform that gives (B, C, h, w), for tokens behind a class token say "
     "lambda t: t[:, 1:].unflatten(1, (h, w)).movedim(-1, 1)"
@@ -64,13 +62,14 @@ class Layout:
         return self.order is not None or torch.Size(shape[1:-1] if self.last else shape[2:]).numel() > 1
 
 
-_known: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Layout]]] = (
+Key = tuple[Any, ...]
+_known: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, dict[Key, Layout]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def layout_of(model: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> Layout:
-    """How the output of a layer, of this shape for inputs `x (B, k, *S)`, lies in space.
+def layout_of(model: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> Layout:
+    """How the output of a layer, of this shape for inputs x, lies in space.
 
     A convolution or batch norm says it itself. Otherwise the model is run again, with one image or two, as often as
     it takes; what was found is remembered for the model, the layer and the shape of an image. Raises ValueError, with
@@ -78,7 +77,7 @@ def layout_of(model: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int
     """
     net = unwrap(model)
     layouts = _known.setdefault(net, weakref.WeakKeyDictionary()).setdefault(layer, {})
-    key = (len(shape), *x.shape[1:])
+    key: Key = (len(shape), *x.shapes)
     try:
         if key not in layouts or not layouts[key].fits(shape):
             layouts[key] = _found(net, layer, x, shape)
@@ -92,99 +91,42 @@ def layout_of(model: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int
     return layouts[key]
 
 
-def channel_axis(model: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> int:
-    """Where the channels are in a layer's output for inputs x, once the batch is first: 1, or -1 in tokens say."""
-    if len(shape) != x.ndim:
+def channel_axis(model: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int], rank: int) -> int:
+    """Where the channels are in a layer's output, once the batch is first: 1, or -1 in tokens say.
+
+    rank   the number of dimensions of the images that the layer sees, frames of a video say
+    """
+    if len(shape) != rank:
         return -1
     try:
-        return -1 if _channels_last(unwrap(model), layer, x, shape) else 1
+        return -1 if channels_last(unwrap(model), layer, x, shape) else 1
     except LookupError:
         return 1
 
 
-def _found(net: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> Layout:
-    if len(shape) == x.ndim:
-        return Layout(last=_channels_last(net, layer, x, shape))
-    if len(shape) != 3 or x.ndim < 4:
+def _found(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> Layout:
+    frames = x.image.shape[1]
+    if len(shape) == 4 and x.image.ndim == 5 and shape[0] == len(x) * frames:
+        raise LookupError(
+            f"it holds the {frames} frames of each video one after the other, pass reshape_transform="
+            f"lambda t: t.unflatten(0, (-1, {frames})).movedim(1, 2)"
+        )
+    if len(shape) == x.image.ndim:
+        return Layout(last=channels_last(net, layer, x, shape))
+    if len(shape) != 3 or x.image.ndim < 4:
         raise LookupError("choose an earlier layer, or pass a reshape_transform that gives it one")
     return _Tokens(net, layer, x, shape).layout()
-
-
-# Channels
-
-
-def _channels_last(net: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> bool:
-    """Whether an output of the input's rank is `(B, ..., C)`; LookupError if that can't be told."""
-    last = _by_width(layer, shape)
-    if last is None and not any(hasattr(m, "normalized_shape") for m in net.modules()):
-        return False  # a convolutional network
-    if last is None:
-        last = _by_neighbours(layer, observe(net, x[:1]))
-    if last is None:
-        raise LookupError(
-            "whether its channels are first or last can't be told, pass reshape_transform=lambda t: t for (B, C, h, w) "
-            "or lambda t: t.movedim(-1, 1) for (B, h, w, C)"
-        )
-    return last
-
-
-def _by_width(layer: nn.Module, shape: Sequence[int], incoming: bool = False) -> bool | None:
-    """Whether channels are last, by the width of the layer's last norm, convolution or linear map; None: no telling.
-
-    incoming   of what the layer, a module without children then, is given
-    """
-    ends = [m for m in layer.modules() if hasattr(m, "weight") and not isinstance(m, nn.Embedding)]
-    if not ends:
-        return False if "Pool" in type(layer).__name__ and incoming else None
-    end = ends[-1]
-    if isinstance(end, _CHANNELS_FIRST) or type(end).__name__.endswith("2d"):
-        return False
-    if end is layer and isinstance(end, nn.Linear) or type(end) in (nn.LayerNorm, nn.RMSNorm) and end is layer:
-        return True
-    width = _width(end, incoming)
-    first, last = shape[1] == width, shape[-1] == width
-    return last if first != last else None
-
-
-def _width(end: nn.Module, incoming: bool) -> int | None:
-    if isinstance(end, nn.Linear):
-        return end.in_features if incoming else end.out_features
-    if isinstance(normalized := getattr(end, "normalized_shape", None), Sequence):
-        return int(normalized[-1])
-    weight = end.weight
-    return len(weight) if isinstance(weight, Tensor) and weight.ndim == 1 else None
-
-
-def _by_neighbours(layer: nn.Module, sights: Sequence[Sight]) -> bool | None:
-    """The same by the modules that made the layer's output, that take it, or that made what it passes on."""
-    place = next((i for i, s in enumerate(sights) if s.module is layer and s.returned), None)
-    if place is None:
-        return None
-    output = sights[place]
-    made = [s for s in sights[:place] if s.returned and s.number == output.number]
-    taken = [s for s in sights[place:] if not s.returned and s.number == output.number]
-    given = next((s for s in sights[:place] if s.module is layer), output)
-    before = [s for s in sights[:place] if s.returned and s.number == given.number and given.shape == output.shape]
-    for near, incoming in ((made, False), (taken, True), (before, False)):
-        for s in near:
-            told = None if any(s.module.children()) else _by_width(s.module, s.shape, incoming)
-            if told is not None:
-                return told
-    return None
-
-
-# Tokens
 
 
 class _Tokens:
     """The search for the layout of tokens in one model, layer and shape of input."""
 
-    def __init__(self, net: nn.Module, layer: nn.Module, x: Tensor, shape: Sequence[int]) -> None:
+    def __init__(self, net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> None:
         images = 2 if len(x) == 1 else 1  # another number than in the call, so that the batch shows
-        self._net, self._rank = net, x.ndim
-        self._sights = observe(net, x[:1].repeat_interleave(images, 0))
+        self._net, self._rank = net, x.image.ndim
+        self._sights = observe(net, x[:1].map(lambda t: t.repeat_interleave(images, 0)))
         draw = torch.Generator().manual_seed(0)
-        self._probe = torch.rand(x[:1].shape, generator=draw).to(x)
+        self._probe = x[:1].with_image(torch.rand(x[:1].image.shape, generator=draw).to(x.image))
         self._place = next((i for i, s in enumerate(self._sights) if s.module is layer and s.returned), -1)
         if self._place < 0:
             raise LookupError(f"it was not met in a run with {images} images, {_ADVICE}")
@@ -263,8 +205,8 @@ class _Tokens:
         if (count := self._counts(place)) is not None:
             order = self._order(count, place)
             return [] if order is None else [Layout(self._batch, True, order, count)]
-        last = _by_width(sight.module, sight.shape)
-        last = _by_neighbours(sight.module, self._sights) if last is None else last
+        last = by_width(sight.module, sight.shape)
+        last = by_neighbours(sight.module, self._sights) if last is None else last
         return [Layout(last=True), Layout()] if last is None else [Layout(last=last)]
 
 
@@ -318,22 +260,3 @@ def _reduced(labels: Tensor) -> Tensor | None:
         labels = lines[new].movedim(0, d)
     whole = labels.numel() > 1 and bool((labels >= 0).all()) and len(labels.unique()) == labels.numel()
     return labels.contiguous() if whole else None
-
-
-# pytorch-grad-cam's transforms
-
-
-def vit_reshape_transform(tensor: Tensor, height: int = 14, width: int = 14) -> Tensor:
-    """Tokens `(B, 1 + height * width, C)` behind one class token as `(B, C, height, width)`."""
-    return tensor[:, 1:].unflatten(1, (height, width)).movedim(-1, 1)
-
-
-def swinT_reshape_transform(tensor: Tensor, height: int = 7, width: int = 7) -> Tensor:
-    """Tokens `(B, height * width, C)`, or a channels-last map `(B, height, width, C)`, as `(B, C, height, width)`."""
-    return (tensor if tensor.ndim == 4 else tensor.unflatten(1, (height, width))).movedim(-1, 1)
-
-
-def fasterrcnn_reshape_transform(x: dict[str, Tensor]) -> Tensor:
-    """The levels `(B, C, h, w)` of a feature pyramid as one: magnitudes, at the size of the level "pool"."""
-    size = x["pool"].shape[-2:]
-    return torch.cat([F.interpolate(level.abs(), size, mode="bilinear") for level in x.values()], 1)

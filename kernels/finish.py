@@ -24,8 +24,11 @@ from fastcam.kernels.resampling import BLOCK, extremes, mix, sampled, samples, s
 def finish(low_maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """The finished maps `(B, H, W)`, fp32, of low maps `(B, P, h, w)`, one a layer, each with its own P, h and w.
 
-    `size` is (H, W). A NaN in the low maps of an image makes its finished map NaN, and no other image's.
+    `size` is (H, W). Lines, `(B, P, n)` and (N,), are images of one row.
+    A NaN in the low maps of an image makes its finished map NaN, and no other image's.
     """
+    if len(size) == 1:
+        return finish([maps.unsqueeze(2) for maps in low_maps], (1, *size)).squeeze(1)
     B, (H, W) = len(low_maps[0]), size
     low = low_maps[0].flatten(1) if len(low_maps) == 1 else torch.cat([maps.flatten(1) for maps in low_maps], 1)
     layers, read, kept = [], 0, 0

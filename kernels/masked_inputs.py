@@ -24,7 +24,11 @@ def masked_inputs(
     """The rows `(N, k, H, W)` of images x `(B, k, H, W)` seen through masks `(N, h, w)`; images `(N,)` integers.
 
     x, masks, baseline (as x) in fp16, bf16 or fp32, any strides; the result has x's type and memory format.
+    Lines, `(B, k, W)` and `(N, w)`, are images of one row.
     """
+    if x.ndim == 3:
+        below = None if baseline is None else baseline.unsqueeze(2)
+        return masked_inputs(x.contiguous().unsqueeze(2), masks.unsqueeze(1), images, below, align_corners).squeeze(2)
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     x, masks, images = x.contiguous(memory_format=layout), masks.contiguous(), images.contiguous()

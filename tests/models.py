@@ -36,6 +36,20 @@ def small_vit() -> nn.Module:
     return torchvision.models.VisionTransformer(64, 16, 3, 3, 48, 96, num_classes=10)
 
 
+class VolumeNet(nn.Module):
+    """Two convolutions in three dimensions, and a linear head behind one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv3d(1, 8, 3, 2, 1), nn.BatchNorm3d(8), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv3d(8, 12, 3, padding=1), nn.BatchNorm3d(12), nn.ReLU())
+        self.third = nn.Sequential(nn.Conv3d(12, 16, 3, padding=1), nn.BatchNorm3d(16), nn.ReLU())
+        self.head = nn.Linear(16, 20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.third(self.second(self.first(x))).mean((2, 3, 4)))
+
+
 def small_headed_vgg11_bn() -> nn.Module:
     """VGG-11 whose classifier is a thousandth of the usual 120 million weights, the time of which says nothing."""
     model = torchvision.models.vgg11_bn(num_classes=20)
@@ -55,6 +69,7 @@ BUILDERS = {
     "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=20),
     "grey_resnet18": grey_resnet18,
     "small_vit": small_vit,
+    "volume": VolumeNet,
 }
 LAYERS = {  # the last layer, several, one in the middle
     "resnet18": {"last": ["layer4[-1]"], "several": ["layer3", "layer4"], "middle": ["layer2[-1]"]},
@@ -75,11 +90,15 @@ LAYERS = {  # the last layer, several, one in the middle
         "several": ["encoder.layers[1].ln_1", "encoder.layers[2].ln_1"],
         "middle": ["encoder.layers[1].ln_1"],
     },
+    "volume": {"last": ["third"], "several": ["first", "second", "third"], "middle": ["second"]},
 }
 SIGNED = {"densenet121", "mobilenet_v3_small", "small_vit"}  # networks with target layers below 0
 
 
 def inputs(name: str, batch: int = 3, square: bool = False) -> torch.Tensor:
+    if name == "volume":
+        size = (16, 16, 16) if square else (12, 16, 20)
+        return photographs(batch * size[0], *size[1:], 1).view(batch, 1, *size)
     height, width = (64, 64) if name == "small_vit" else (96, 96) if square else (96, 128)
     return photographs(batch, height, width, 1 if name == "grey_resnet18" else 3)
 
@@ -90,7 +109,7 @@ def _calibrated(name: str) -> nn.Module:
     model = BUILDERS[name]()
     x = inputs(name, 8)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             module.momentum = None  # the mean over the batches seen
     model.train()
     with torch.no_grad():

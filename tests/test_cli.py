@@ -65,8 +65,12 @@ def test_options_of_a_method(photos, tmp_path, capsys):
     np.testing.assert_allclose(np.load(out / "a.npy"), expected, atol=1e-5)
     capsys.readouterr()
     for method, option, message in [
-        ("sscam", "channels=3", "sscam has no option 'channels': it has batch_size, noise, progress, samples, seed"),
-        ("gradcam", "model=3", "gradcam has no option 'model': it has sign"),
+        (
+            "sscam",
+            "channels=3",
+            "sscam has no option 'channels': it has batch_size, interpolation, noise",
+        ),
+        ("gradcam", "model=3", "gradcam has no option 'model': it has interpolation, sign"),
         ("guidedbackprop", "sign=3", "guidedbackprop has no option 'sign': it has none"),
         ("sscam", "samples=0", "samples must be a whole number of 1 or more, got 0"),
     ]:
@@ -201,12 +205,13 @@ def test_the_command_is_installed():
 @pytest.mark.parametrize("method", [m for m in [*METHODS, *SALIENCY] if m != "cam"])
 def test_explain_by_every_method(method, photos, tmp_path, capsys):
     out = tmp_path / "out"
-    layer = [] if method in ("guidedbackprop", "deconvnet") else ["--layer", "body"]
+    everywhere = "fullgrad" in method
+    layer = [] if method in ("guidedbackprop", "deconvnet") or everywhere else ["--layer", "body"]
     assert explain(photos / "a.png", photos / "b.jpg", "--method", method, *layer, "--out", out) == 0
     values, record = np.load(out / "a.npy"), json.loads((out / "a.json").read_text())
     assert values.shape == ((3, 32, 32) if method in SALIENCY else (32, 32)) and np.ptp(values) > 0
     assert np.asarray(Image.open(out / "a.png")).shape == (32, 32, 3)
-    assert record["method"] == method and record.get("layer") == (["body"] if layer else None)
+    assert record["method"] == method and record.get("layer") == (["body"] if layer else [] if everywhere else None)
     assert "row" not in capsys.readouterr().err  # a bar is for a terminal
 
 
@@ -224,3 +229,44 @@ def test_an_interruption(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(GradCAM, "low_maps", interrupted)
     assert explain(photos, "--out", tmp_path / "out") == 130
     assert capsys.readouterr().err == "fastcam: interrupted; what was written so far is complete\n"
+
+
+def test_timm_models(photos, tmp_path, capsys):
+    pytest.importorskip("timm")
+    out = tmp_path / "out"
+    with pytest.warns(UserWarning, match="weights of timm:test_vit are random: pass --weights"):
+        loaded = load_model("timm:test_vit")
+    config = loaded.model.pretrained_cfg
+    side = config["input_size"][1]
+    assert loaded.preprocess == Preprocess(
+        *(int(side / config["crop_pct"]), side, config["mean"], config["std"], config["interpolation"])
+    )
+    command = ["explain", "--device", "cpu", "--out", out, photos / "a.png", "--model"]
+    for method, more in [("gradcam", []), ("legrad", []), ("ablationcam", ["--size", "96"])]:
+        assert main([str(a) for a in [*command, "timm:test_vit", "--method", method, *more]]) == 0
+        values, record = np.load(out / "a.npy"), json.loads((out / "a.json").read_text())
+        assert values.shape == ((96, 96) if more else (side, side)) and np.ptp(values) > 0.9
+        assert record["model"] == "timm:test_vit" and "norm1" in record["layer"][0]
+    assert "weights of timm:test_vit are random" in capsys.readouterr().err
+    assert main(["layers", "--model", "timm:test_vit", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("norm1")
+    for arguments, message in [
+        (["timm:test_vitt"], "no timm model 'test_vitt'; the nearest names: test_vit"),
+        (["timm:test_vit", "--weights", "IMAGENET"], "neither a file nor DEFAULT"),
+    ]:
+        assert main(["layers", "--model", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_timm_weights_from_a_file(kind, tmp_path, recwarn):
+    timm = pytest.importorskip("timm")
+    state = timm.create_model("test_resnet", pretrained=False).state_dict()
+    file = tmp_path / f"weights.{kind}"
+    if kind == "pt":
+        torch.save(state, file)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(state, file)
+    loaded = load_model("timm:test_resnet", str(file), size=64)
+    assert all(torch.equal(v, loaded.model.state_dict()[k]) for k, v in state.items())
+    assert loaded.preprocess.crop == 64 and not [w for w in recwarn if "random" in str(w.message)]

@@ -11,23 +11,22 @@ import pytorch_grad_cam
 import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 
+import fastcam
 from fastcam.layers import find_layers
 from fastcam.methods import METHODS
 from fastcam.methods.perturbation import PerturbationCAM
 
 from models import LAYERS, SIGNED, build, inputs, tokens_to_map
 
-BESIDE_THEIR_EQUATIONS = (  # as those that score changed rows
-    *("cam", "shapleycam", "smoothgradcam++", "segeigencam", "kpcacam", "fem", "randomcam"),
-    *("finercam", "refinecam", "sess"),
-)
-PEERS = [
-    cls.__name__
+WITHOUT_PEER = ("cam", "smoothgradcam++", "simplefullgrad", "smoothfullgrad")
+MANY_PASSES = "sess"  # compared in their own files, as those that score changed rows
+PEERS = {
+    cls.__name__: cls
     for name, cls in METHODS.items()
-    if name not in BESIDE_THEIR_EQUATIONS and not issubclass(cls, PerturbationCAM)
-]
+    if name not in (*WITHOUT_PEER, MANY_PASSES) and not issubclass(cls, PerturbationCAM)
+}
 FACTORS = {
-    "method": PEERS,
+    "method": list(PEERS),
     "network": list(LAYERS),
     "layers": ["last", "several", "middle"],
     "targets": ["predicted", "given", "callables"],
@@ -38,29 +37,47 @@ FACTORS = {
 }
 
 
+def possible(case: tuple) -> bool:
+    """Whether grad-cam has an answer."""
+    method, network, layers, _, aug_smooth, eigen_smooth, *_ = case
+    if method == "ShapleyCAM" and (network == "small_vit" or layers == "several"):  # an error there
+        return False
+    if method == "FullGrad" and network in ("small_vit", "volume"):  # two-dimensional convolutions only
+        return False
+    if method == "RefineCAM":  # takes eigen_smooth for aug_smooth, and has no other
+        return not (aug_smooth or eigen_smooth)
+    return not (method == "FinerCAM" and aug_smooth)  # which it has not
+
+
 def pairs(case: tuple) -> set:
     return set(itertools.combinations(enumerate(case), 2))
 
 
+ALL_PAIRS = set().union(*(pairs(c) for c in itertools.product(*FACTORS.values()) if possible(c)))
+
+
 def cover() -> list[tuple]:
-    """Each method with each network and each choice of layers, the other factors drawn; then what pairs are missing."""
+    """Cases that have every possible pair of choices: again and again that of many random ones with most new pairs."""
     draw = random.Random(0)
-    tail = list(FACTORS.values())[3:]
-    cases = [(*head, *(draw.choice(v) for v in tail)) for head in itertools.product(*list(FACTORS.values())[:3])]
-    missing = set().union(*(pairs(c) for c in itertools.product(*FACTORS.values()))) - set().union(*map(pairs, cases))
+    cases, missing = [], set(ALL_PAIRS)
     while missing:
         (i, a), (j, b) = min(missing, key=str)
-        case = [draw.choice(v) for v in FACTORS.values()]
-        case[i], case[j] = a, b
-        cases.append(tuple(case))
-        missing -= pairs(tuple(case))
+        candidates = []
+        while len(candidates) < 40:
+            case = [draw.choice(v) for v in FACTORS.values()]
+            case[i], case[j] = a, b
+            if possible(tuple(case)):
+                candidates.append(tuple(case))
+        best = max(candidates, key=lambda c: len(pairs(c) & missing))
+        cases.append(best)
+        missing -= pairs(best)
     return cases
 
 
 CASES = cover()
 
 
-def targets_of(kind: str, network: str, x: torch.Tensor, rank: int = 0):
+def targets_of(kind: str, method: str, network: str, x: torch.Tensor, rank: int = 0):
     """(ours, the reference's) targets; among the classes that score high, or many a map would be 0 after its ReLU."""
     with torch.no_grad():
         ranked = build(network)(x).argsort(1, descending=True)
@@ -68,23 +85,33 @@ def targets_of(kind: str, network: str, x: torch.Tensor, rank: int = 0):
     if kind == "predicted":
         return None, None
     if kind == "given":
-        return classes, [ClassifierOutputTarget(c) for c in classes]
+        named = [ClassifierOutputTarget(c) for c in classes]
+        return (named if method == "FinerCAM" else classes), named  # which compares plain indices with other classes
     softmax = [ClassifierOutputSoftmaxTarget(c) for c in classes]
     return softmax, softmax
 
 
+def made(package, method, network, layers, **options):
+    model = build(network)
+    chosen = [] if method == "FullGrad" else find_layers(model, layers)
+    return model, getattr(package, method)(model, chosen, tokens_to_map if network == "small_vit" else None, **options)
+
+
+def call(cam, x, targets, aug_smooth, eigen_smooth):
+    np.random.seed(0)  # RandomCAM's generator
+    chosen = {"aug_smooth": aug_smooth, "eigen_smooth": eigen_smooth}
+    return cam(x, targets, **{name: value for name, value in chosen.items() if value})
+
+
 def reference_map(method, network, layers, targets, aug_smooth, eigen_smooth, x):
-    model = build(network).to(x.dtype)
-    cam = getattr(pytorch_grad_cam, method)(
-        model, find_layers(model, layers), reshape_transform=tokens_to_map if network == "small_vit" else None
-    )
-    return cam(x, targets, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+    model, cam = made(pytorch_grad_cam, method, network, layers)
+    model.to(x.dtype)
+    return call(cam, x, targets, aug_smooth, eigen_smooth)
 
 
 def our_map(method, network, layers, targets, aug_smooth, eigen_smooth, x):
-    cls = next(c for c in METHODS.values() if c.__name__ == method)
-    cam = cls(build(network), layers, tokens_to_map if network == "small_vit" else None, sign="lapack")
-    return cam(x, targets, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+    _, cam = made(fastcam, method, network, layers, sign="lapack")
+    return call(cam, x, targets, aug_smooth, eigen_smooth)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v) for v in c))
@@ -93,33 +120,37 @@ def test_same_map_as_grad_cam(case):
     x = inputs(network, batch, square)
     rest = (LAYERS[network][layers],)
     for rank in range(4):  # other classes, where the ReLU leaves nothing of an image's map
-        ours, theirs = targets_of(kind, network, x, rank)
+        ours, theirs = targets_of(kind, method, network, x, rank)
         expected = reference_map(method, network, *rest, theirs, aug_smooth, eigen_smooth, x)
-        if np.ptp(expected, axis=(1, 2)).min() > 0.1:
+        if np.ptp(expected, axis=tuple(range(1, x.ndim - 1))).min() > 0.1:
             break
     actual = our_map(method, network, *rest, ours, aug_smooth, eigen_smooth, x)
     assert actual.dtype == np.float32 and actual.shape == (batch, *x.shape[2:])
     tolerance = 1e-5
     if network in SIGNED and method == "XGradCAM":  # divides by sums of activations, which come near 0 there
         tolerance = 1e-4
+    if network in SIGNED and method == "RefineCAM":  # a product of Grad-CAM++'s maps
+        tolerance = 1e-4
     if network in SIGNED and method == "GradCAMPlusPlus":  # its denominator can vanish there: no closer than fp32 gets
         exact = reference_map(method, network, *rest, theirs, aug_smooth, eigen_smooth, x.double())
         tolerance = max(1e-5, min(2 * np.abs(expected - exact).max(), 5e-4))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
-    assert np.ptp(expected, axis=(1, 2)).min() > 0.1, "a constant map compares nothing"
+    assert np.ptp(expected, axis=tuple(range(1, x.ndim - 1))).min() > 0.1, "a constant map compares nothing"
 
 
 def test_the_cover_holds_every_pair():
-    assert 144 <= len(CASES) <= 250
-    seen = set().union(*map(pairs, CASES))
-    assert all(pairs(c) <= seen for c in itertools.product(*FACTORS.values()))
+    assert len(PEERS) * len(LAYERS) - 20 <= len(CASES) <= 200
+    assert set().union(*map(pairs, CASES)) == ALL_PAIRS
+    assert {"small_vit", "volume"} < {network for _, network, *_ in CASES}
 
 
 @pytest.mark.parametrize("network", LAYERS)
 def test_methods_differ_at_a_middle_layer(network):
     x, layers = inputs(network), LAYERS[network]["middle"]
-    maps = {m: our_map(m, network, layers, [3, 7, 5], False, False, x) for m in PEERS}
-    for a, b in itertools.combinations(PEERS, 2):
+    # Shapley's second order is small, one layer's refinement is its base method, and FullGrad has no layer.
+    methods = [m for m in PEERS if m not in ("ShapleyCAM", "RefineCAM", "FullGrad")]
+    maps = {m: our_map(m, network, layers, [3, 7, 5], False, False, x) for m in methods}
+    for a, b in itertools.combinations(methods, 2):
         one_formula = {a, b} == {"GradCAMElementWise", "LayerCAM"} and network not in SIGNED  # relu(G A) = relu(G) A
         assert one_formula or np.abs(maps[a] - maps[b]).max() > 1e-2, (a, b)
 

@@ -48,7 +48,7 @@ def test_the_command(tmp_path, capsys):
         (score,) = re.findall(rf"^{re.escape(method)} +(?:stage\d|-) +\d+ +\d+ +([\d.]+)$", table, re.MULTILINE)
         # A deconvnet of a network without max pooling is one picture for every image; what is random is not good.
         if method not in ("deconvnet", "randomcam"):
-            assert float(score) > 0.8, method
+            assert float(score) > (0.6 if "fullgrad" in method else 0.8), method
     with Image.open(tmp_path / "demo" / "methods.png") as figure:
         assert figure.width > 1000 and len(figure.convert("RGB").getcolors(1 << 24)) > 1000
 

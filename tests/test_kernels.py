@@ -152,6 +152,26 @@ def test_finish(device, shapes, size):
     check(maps, lambda *lows: ops.finish(lows, size), *lows)
 
 
+def test_finish_of_lines(device):
+    lows = [fenced(torch.randn(2, 3, 7, device=device)), fenced(torch.randn(2, 1, 30, device=device))]
+    maps = finish(lows, (45,))
+    assert maps.shape == (2, 45) and maps.amax(1).min() > 0.999
+    check(maps, lambda *lows: ops.finish(lows, (45,)), *lows)
+
+
+@pytest.mark.parametrize(("low", "size"), [((9,), (40,)), ((5, 6), (20, 21)), ((3, 4, 5), (8, 9, 20))], ids=str)
+@pytest.mark.parametrize("interpolation", [None, "linear", "cubic"])
+def test_what_is_finished_where_there_are_kernels(device, low, size, interpolation, monkeypatch):
+    lows = [torch.randn(2, 3, *low, device=device), torch.randn(2, 1, *reversed(low), device=device)]
+    expected = ops.finish([low.cpu() for low in lows], size, interpolation)
+    launched = []
+    monkeypatch.setattr(ops, "_on_kernel", lambda t: True)
+    monkeypatch.setattr("fastcam.kernels.finish.finish", lambda *given: launched.append(given) or finish(*given))
+    actual = ops.finish(lows, size, interpolation).cpu()
+    assert bool(launched) == (interpolation != "cubic" and len(low) < 3)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_finish_finds_the_extremes_at_any_sizes(device, seed):
     torch.manual_seed(seed)
@@ -288,6 +308,15 @@ def test_masked_inputs(device, size, shape, align_corners, with_baseline, dtype,
     x, masks = layout(torch.randn(shape).to(device, dtype)), fenced(torch.randn(3, *size).to(device))
     baseline = fenced(torch.randn(shape).to(device, dtype)) if with_baseline else None
     check_masked(x, masks, torch.tensor([1, 0, 1], device=device), baseline, align_corners)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("layout", [fenced, channels_last, strided])
+def test_masked_inputs_of_lines(device, layout, align_corners):
+    x, baseline = (layout(torch.randn(2, 3, 41).to(device)) for _ in range(2))
+    masks, images = torch.randn(3, 9, device=device)[:, ::2], torch.tensor([1, 0, 1], device=device)
+    assert check_masked(x, masks, images, None, align_corners).is_contiguous()
+    check_masked(x, masks, images, baseline, align_corners)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -83,8 +83,9 @@ def test_weights_and_expanded_gradients(arch):
         ([(1, 1, 14, 14)], (224, 224)),
         ([(2, 1, 65, 70)], (300, 501)),
         ([(8, 8, 7, 7), (8, 4, 14, 14), (8, 2, 28, 28)], (224, 224)),
+        ([(8, 8, 128)], (4096,)),
     ],
-    ids=["7x7", "14x14", "65x70", "three-layers"],
+    ids=["7x7", "14x14", "65x70", "three-layers", "line"],
 )
 def test_finish(arch, lows, size):
     (kernel,) = compiled(arch, finish.finish, [tensor(*shape) for shape in lows], size)
@@ -106,6 +107,12 @@ def test_finish(arch, lows, size):
 def test_principal_component(arch, shape, dtype, layout):
     X = tensor(*shape, dtype=dtype, layout=layout)
     assert len(compiled(arch, principal_component.principal_component, X)) == 2
+
+
+def test_masked_inputs_of_lines(arch):
+    x, masks, images = tensor(8, 2, 4096), tensor(64, 128), tensor(64, dtype=torch.int64)
+    (kernel,) = compiled(arch, masked_inputs.masked_inputs, x, masks, images)
+    assert set(global_bytes(kernel, "st")) == {16}
 
 
 @pytest.mark.parametrize(

@@ -259,5 +259,5 @@ def test_layers_that_cannot_be_mapped(x):
         GradCAM(tiny(), "body", lambda t: torch.cat([t, t]))(x)
     with pytest.raises(ValueError, match="no spatial extent.*a single position, choose an earlier layer"):
         GradCAM(build("resnet18"), "avgpool")(inputs("resnet18", 1))
-    with pytest.raises(ValueError, match=r"no spatial extent.*it was not met|no spatial extent.*1 tokens"):
+    with pytest.raises(ValueError, match="no spatial extent.*choose an earlier layer, or pass"):
         GradCAM(build("small_vit"), "heads")(inputs("small_vit", 1))

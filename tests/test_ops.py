@@ -82,8 +82,10 @@ def test_what_does_not_fit_is_an_error():
         ops.channel_reduce(A, G, "scorecam")
     with pytest.raises(ValueError, match=r"weights must be \(B, C\) = \(2, 3\) or \(B, T, C\), got \(2, 4\)"):
         ops.channel_sum(A, torch.ones(2, 4))
-    with pytest.raises(ValueError, match="1 or 2 spatial dimensions, got 3"):
-        ops.resize(torch.rand(1, 2, 3, 4), (4, 6, 8))
+    with pytest.raises(ValueError, match="1 to 3 spatial dimensions, got 4"):
+        ops.resize(torch.rand(1, 2, 3, 4, 5), (4, 6, 8, 9))
+    with pytest.raises(ValueError, match='interpolation must be None, "linear" or "cubic", got \'nearest\''):
+        ops.finish([torch.rand(1, 1, 3, 4)], (4, 6), "nearest")
     with pytest.raises(ValueError, match="size must have 2 values"):
         ops.resize(torch.rand(1, 3, 4), (6,))
     with pytest.raises(ValueError, match="sign must be"):

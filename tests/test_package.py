@@ -18,17 +18,18 @@ import fastcam
 
 ROOT = pathlib.Path(__file__).parent.parent
 PUBLIC = [
-    *("AblationCAM", "AblationLayer", "AblationLayerFasterRCNN", "AblationLayerVit"),
+    *("AblationCAM", "AblationLayer", "AblationLayerFasterRCNN", "AblationLayerVit", "AttentionRollout"),
     *("BinaryClassifierOutputTarget", "CAM", "ClassifierOutputReST", "ClassifierOutputSoftmaxTarget"),
-    *("ClassifierOutputTarget", "DeconvNet", "EigenCAM", "EigenGradCAM", "FEM", "FasterRCNNBoxScoreTarget"),
-    *("FasterScoreCAM", "FinerCAM", "FinerWeightedTarget", "GradCAM", "GradCAMElementWise"),
-    *("GradCAMPlusPlus", "GroupCAM", "GuidedBackprop", "GuidedBackpropReLUModel", "GuidedGradCAM"),
-    *("HiResCAM", "ISCAM", "KPCA_CAM", "LayerCAM", "RandomCAM", "RawScoresOutputTarget", "ReciproCAM"),
-    *("RefineCAM", "RegressionTarget", "SESS", "SSCAM", "ScoreCAM", "SegEigenCAM"),
-    *("SemanticSegmentationTarget", "ShapleyCAM", "SimilarityToConceptTarget", "SmoothGradCAMpp"),
-    *("SoftmaxOutputTarget", "ViTReciproCAM", "XGradCAM", "__version__", "deprocess_image", "explain"),
-    *("gradient_picture", "layer_table", "load_image", "overlay", "preprocess_image", "show_cam_on_image"),
-    *("show_factorization_on_image",),
+    *("ClassifierOutputTarget", "DeconvNet", "DeepFeatureFactorization", "EigenCAM", "EigenGradCAM", "FEM"),
+    *("FasterRCNNBoxScoreTarget", "FasterScoreCAM", "FinerCAM", "FinerWeightedTarget", "FullGrad", "GradCAM"),
+    *("GradCAMElementWise", "GradCAMPlusPlus", "GradientRollout", "GroupCAM", "GuidedBackprop"),
+    *("GuidedBackpropReLUModel", "GuidedGradCAM", "HiResCAM", "ISCAM", "KPCA_CAM", "LayerCAM", "LeGrad"),
+    *("RandomCAM", "RawScoresOutputTarget", "ReciproCAM", "RefineCAM", "RegressionTarget", "SESS", "SSCAM"),
+    *("ScoreCAM", "SegEigenCAM", "SemanticSegmentationTarget", "ShapleyCAM", "SimilarityToConceptTarget"),
+    *("SimpleFullGrad", "SmoothFullGrad", "SmoothGradCAMpp", "SoftmaxOutputTarget", "ViTReciproCAM", "XGradCAM"),
+    *("__version__", "deprocess_image", "dff", "explain", "fasterrcnn_reshape_transform", "gradient_picture"),
+    *("layer_table", "load_image", "overlay", "preprocess_image", "run_dff_on_image", "show_cam_on_image"),
+    *("show_factorization_on_image", "sobel_cam", "swinT_reshape_transform", "vit_reshape_transform"),
 ]
 
 

@@ -11,9 +11,11 @@ from pytorch_grad_cam.utils import reshape_transforms as theirs
 from torch import nn
 
 from fastcam import AblationCAM, EigenCAM, GradCAM, HiResCAM, LayerCAM, ReciproCAM, ViTReciproCAM
+from fastcam.inputs import Inputs
 from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.methods import METHODS
-from fastcam.tokens import fasterrcnn_reshape_transform, layout_of, swinT_reshape_transform, vit_reshape_transform
+from fastcam.reshape_transforms import fasterrcnn_reshape_transform, swinT_reshape_transform, vit_reshape_transform
+from fastcam.tokens import layout_of
 
 from models import build, inputs, photographs, tiny, tokens_to_map
 
@@ -58,17 +60,18 @@ X = photographs(2, 12, 20)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.parametrize("method", [*(m for name, m in METHODS.items() if name != "cam"), ViTReciproCAM])
+@pytest.mark.parametrize(
+    "method", [*(m for name, m in METHODS.items() if name not in ("cam", "randomcam")), ViTReciproCAM]
+)
 def test_every_method_on_a_vit_equals_the_explicit_transform(method, batch):
     model, x = build("small_vit"), inputs("small_vit", batch)
-    few = {} if method not in METHODS.values() or "score" not in method.__name__.lower() else {}
     for layer in ("encoder.layers[-1].ln_1", "encoder.layers[1]"):
         torch.manual_seed(0)
-        ours = method(model, layer, **few).attribute(x, 3)
+        ours = method(model, layer).attribute(x, 3)
         torch.manual_seed(0)
-        expected = method(model, layer, tokens_to_map, **few).attribute(x, 3)
+        expected = method(model, layer, tokens_to_map).attribute(x, 3)
         torch.manual_seed(0)
-        auto = method(model, layer, "auto", **few).attribute(x, 3)
+        auto = method(model, layer, "auto").attribute(x, 3)
         assert torch.equal(ours, expected) and torch.equal(auto, expected) and ours[0].std() > 0
 
 
@@ -81,9 +84,6 @@ def test_a_vit_equals_the_reference_with_its_transform(name):
         from pytorch_grad_cam.ablation_layer import AblationLayerVit
 
         more = {"ablation_layer": AblationLayerVit()}
-    reference = getattr(pytorch_grad_cam, name)(
-        build("small_vit"), layers, lambda t: theirs.vit_reshape_transform(t, 4, 4), **more
-    )
     reference = getattr(pytorch_grad_cam, name)(model, layers, lambda t: theirs.vit_reshape_transform(t, 4, 4), **more)
     targets = [pytorch_grad_cam.utils.model_targets.ClassifierOutputTarget(2)] * 2
     expected = reference(x, targets)
@@ -141,7 +141,8 @@ def test_batch_first_and_sequence_first(norm_first, extra, batch):
         assert_same(first, layer, transform, X[:batch])
         for method in (HiResCAM, AblationCAM, ReciproCAM):
             ours, expected = (method(m, layer).attribute(X[:batch], 1, size=None) for m in (second, first))
-            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+            # Other matrix products, and min-max of small differences of scores; AblationCAM's channels lie at -1e7.
+            torch.testing.assert_close(ours, expected, atol=1e-3 if method is AblationCAM else 1e-4, rtol=0)
     assert layer_name(second, default_layer(second, X)) == layer_name(first, default_layer(first, X))
 
 
@@ -223,14 +224,16 @@ def test_swin_in_both_libraries():
     for method in (AblationCAM, ReciproCAM):
         expected = method(model, "layers[1]", lambda t: t.movedim(-1, 1))(x, 1)
         np.testing.assert_array_equal(method(model, "layers[1]")(x, 1), expected)
-    with pytest.raises(ValueError, match=r"layers\.1\.blocks\.0\.attn\.proj.*has 24 rows for 1 images.*pass a resh"):
+    with pytest.raises(ValueError, match=r"layers\.1\.blocks\.0\.attn\.proj.*has 6 rows for 1 images.*pass a resh"):
         GradCAM(model, "layers[1].blocks[0].attn.proj")(x)
 
 
 def test_convnext_inside_a_block():
     x = photographs(2, 64, 128)
     theirs = torchvision.models.convnext_tiny(num_classes=5).eval()
-    timms = timm.create_model("convnext_tiny", pretrained=False, num_classes=5, depths=(1, 1, 1), dims=(8, 12, 16))
+    timms = timm.create_model(
+        "convnext_tiny", pretrained=False, num_classes=5, depths=(1, 1, 1, 1), dims=(8, 12, 16, 20)
+    )
     block = "features[-1][-1].block"
     for model, first, last in [
         (theirs, [f"{block}[0]", "features[-1][-1]", "features"], [f"{block}[{i}]" for i in range(1, 6)]),
@@ -374,19 +377,18 @@ def test_layouts_are_the_same_for_any_number_of_images():
     model = build("small_vit")
     (layer,) = find_layers(model, "encoder.layers[1]")
     for n in (3, 1, 2):
-        layout = layout_of(model, layer, inputs("small_vit", n), (n, 17, 48))
+        layout = layout_of(model, layer, Inputs(inputs("small_vit", n)), (n, 17, 48))
         assert (layout.batch, layout.last, layout.count) == (0, True, 17)
         assert torch.equal(layout.order, torch.arange(1, 17).view(4, 4))
 
 
 def test_several_layers_of_different_kinds():
     model, x = build("small_vit"), inputs("small_vit", 2)
-    maps = LayerCAM(model, ["conv_proj", "encoder.layers[0]"])(x, 1)
-    expected = (
-        LayerCAM(model, ["conv_proj"]).attribute(x, 1, size=None),
-        LayerCAM(model, ["encoder.layers[0]"], tokens_to_map).attribute(x, 1, size=None),
-    )
-    assert maps.shape == (2, 64, 64) and all(e.shape == (2, 4, 4) for e in expected)
+    ours = LayerCAM(model, ["conv_proj", "encoder.layers[0]"]).attribute(x, 1, size=None)
+    model_again = build("small_vit")
+    (patches,) = [LayerCAM(model_again, "conv_proj").attribute(x, 1, size=None)]
+    tokens = LayerCAM(model_again, "encoder.layers[0]", tokens_to_map).attribute(x, 1, size=None)
+    torch.testing.assert_close(ours, (patches + tokens) / 2 if isinstance(ours, torch.Tensor) else [patches, tokens])
 
 
 def test_the_references_transforms():
@@ -396,8 +398,6 @@ def test_the_references_transforms():
     assert torch.equal(vit_reshape_transform(t, 2, 3), theirs.vit_reshape_transform(t, 2, 3))
     t = torch.rand(2, 12, 5)
     assert torch.equal(swinT_reshape_transform(t, 3, 4), theirs.swinT_reshape_transform(t, 3, 4))
-    assert torch.equal(swinT_reshape_transform(torch.rand(2, 49, 5)), theirs.swinT_reshape_transform(torch.rand(2, 49, 5))
-    ) is False  # fmt: skip
     assert swinT_reshape_transform(torch.rand(2, 7, 7, 5)).shape == (2, 5, 7, 7)
     levels = {"0": torch.randn(2, 3, 8, 8), "1": torch.randn(2, 3, 4, 4), "pool": torch.randn(2, 3, 2, 2)}
     assert torch.equal(fasterrcnn_reshape_transform(levels), theirs.fasterrcnn_reshape_transform(levels))

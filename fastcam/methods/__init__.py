@@ -5,8 +5,10 @@
 
 from fastcam.methods.ablation import AblationCAM
 from fastcam.methods.activation import FEM, KPCA_CAM, EigenCAM, RandomCAM
+from fastcam.methods.attention import AttentionRollout, GradientRollout, LeGrad
 from fastcam.methods.base import BaseCAM
 from fastcam.methods.combine import FinerCAM, RefineCAM
+from fastcam.methods.fullgrad import FullGrad, SimpleFullGrad, SmoothFullGrad
 from fastcam.methods.gradient import (
     CAM,
     EigenGradCAM,
@@ -51,4 +53,12 @@ METHODS: dict[str, type[BaseCAM]] = {
     "finercam": FinerCAM,
     "refinecam": RefineCAM,
     "sess": SESS,
+    "fullgrad": FullGrad,
+    "simplefullgrad": SimpleFullGrad,
+    "smoothfullgrad": SmoothFullGrad,
+}
+ATTENTION: dict[str, type[BaseCAM]] = {  # for transformers
+    "legrad": LeGrad,
+    "gradientrollout": GradientRollout,
+    "attentionrollout": AttentionRollout,
 }

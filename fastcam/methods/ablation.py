@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastcam import ops
 from fastcam.batches import check_batch_size
 from fastcam.head import linear_head
+from fastcam.inputs import Inputs
 from fastcam.layers import layer_name
 from fastcam.methods.ablation_layers import (
     FAR_BELOW,
@@ -39,7 +40,7 @@ class ReplayCAM(PerturbationCAM):
 
     head = False  # whether the graph of a linear head is of use
 
-    def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
+    def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         return recorded(self.model, layers, x, head=self.head)
 
     def replayed(
@@ -128,6 +129,7 @@ class AblationCAM(ReplayCAM):
         reference_batching: bool = False,
         progress: bool = False,
         sign: str = "activation",
+        interpolation: str | None = None,
     ) -> None:
         """Bind the method to a model; arguments as in `ScoreCAM`, and
 
@@ -137,7 +139,8 @@ class AblationCAM(ReplayCAM):
         reference_batching         pytorch-grad-cam's map on layers that go below 0, where each ablated row of a batch
                                    pushes the next one 1e7 further down: it depends on `batch_size`, a number then
         """
-        super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, progress=progress, sign=sign)
+        common: dict[str, Any] = {"progress": progress, "sign": sign, "interpolation": interpolation}
+        super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, **common)
         if isinstance(ablation_layer, type):
             raise TypeError(f"ablation_layer must be an instance, got the class {ablation_layer.__name__}")
         if not isinstance(ratio_channels_to_ablate, int | float) or not 0 < ratio_channels_to_ablate <= 1:
@@ -175,7 +178,7 @@ class AblationCAM(ReplayCAM):
         tail, (B, C) = run.tails[layer], A.shape[:2]
         ablation = self._ablation_layer(run, tail)
         axis = getattr(ablation, "axis", None)
-        if axis is not None and tail.activation.movedim(tail.batch_dim, 0).shape[axis] != C:
+        if axis is not None and tail.by_channel(tail.activation, axis).shape[1] != C:
             raise ValueError(
                 f"the {C} channels of layer {layer_name(self.model, layer)!r} are not in dimension {axis} of its "
                 f"output {tuple(tail.activation.shape)}: leave ablation_layer out, or choose another"
@@ -207,7 +210,7 @@ class AblationCAM(ReplayCAM):
     def _ablation_layer(self, run: Recording, tail: Tail) -> Any:
         if self.ablation_layer is not None:
             return self.ablation_layer
-        axis = channel_axis(self.model, tail.layer, run.input, tail.activation.shape)
+        axis = channel_axis(self.model, tail.layer, run.inputs, tail.activation.shape, tail.rank)
         return AblationLayer() if axis == 1 else AblationLayerVit()
 
     def _channels(self, ablation: AblationLayer, A: Tensor) -> Tensor:
@@ -223,7 +226,7 @@ class AblationCAM(ReplayCAM):
 
     def _values(self, tail: Tail, n: int) -> Tensor:
         """What the n ablated channels of each image become, `(B, n)`."""
-        A = tail.activation.movedim(tail.batch_dim, 0).flatten(1)
+        A = tail.by_channel(tail.activation, 1).flatten(1)
         first = ablation_values(A.amin(1))  # (B,)
         if not self.reference_batching:
             return first.unsqueeze(1).expand(-1, n)
@@ -264,7 +267,7 @@ class AblationCAM(ReplayCAM):
                 ablate_in_levels(output, at, which)
                 return output
             assert ablation.axis is not None
-            t = first_tensor(layer, output)[0].movedim(tail.batch_dim, 0).movedim(ablation.axis, 1)
+            t = tail.by_channel(first_tensor(layer, output)[0], ablation.axis)
             t[at, which] = values[rows.images, places].view(-1, *[1] * (t.ndim - 2))
             return output
 

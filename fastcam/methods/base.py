@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import fastcam
 from fastcam import ops
 from fastcam.batches import free_memory, is_out_of_memory
-from fastcam.layers import default_layer, find_layers, layer_name
-from fastcam.record import Run, check_input, record
+from fastcam.inputs import Inputs, inputs_of
+from fastcam.layers import default_layer, find_layers, image_channel_dim, layer_name
+from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, find_logits, part_of, per_image, scores
 from fastcam.tokens import Layout, layout_of
 
@@ -41,6 +42,7 @@ class BaseCAM:
         reshape_transform: Callable[[Any], Tensor] | str | None = None,
         *,
         sign: str = "activation",
+        interpolation: str | None = None,
     ) -> None:
         """Bind the method to a model; nothing runs yet.
 
@@ -51,57 +53,79 @@ class BaseCAM:
                             channels that are last, lie in space, see `fastcam.tokens`
         sign                of a principal component (EigenCAM, EigenGradCAM, eigen_smooth): "activation" correlates
                             with the mean over channels, "lapack" is the choice of pytorch-grad-cam on a CPU
+        interpolation       of low maps to the size asked for: "linear", "cubic" (a spline), or None for what
+                            pytorch-grad-cam takes, linear in one and two dimensions, cubic in three
         Raises ValueError for a layer that is not in the model, TypeError for what is no model or no layer.
         """
         if sign not in ("activation", "lapack"):
             raise ValueError(f'sign must be "activation" or "lapack", got {sign!r}')
+        if interpolation not in ops.INTERPOLATIONS:
+            raise ValueError(f'interpolation must be None, "linear" or "cubic", got {interpolation!r}')
         self.model = model
         self.target_layers = None if target_layers is None else find_layers(model, target_layers)
         if not (reshape_transform is None or reshape_transform == "auto" or callable(reshape_transform)):
             raise TypeError(f'reshape_transform must be callable, "auto" or None, got {reshape_transform!r}')
         self.reshape_transform = reshape_transform if callable(reshape_transform) else None
         self.sign = sign
+        self.interpolation = interpolation
         self.outputs: Tensor | None = None
         self._with_gradient: set[nn.Module] = set()  # layers at which a gradient other than 0 was seen
 
     def __call__(
-        self, input_tensor: Tensor, targets: Targets = None, aug_smooth: bool = False, eigen_smooth: bool = False
+        self,
+        input_tensor: Any,
+        targets: Targets = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        *,
+        forward_kwargs: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """The maps of a batch as numpy float32: `(B, H, W)` in [0, 1], `(B, T, H, W)` for targets `(B, T)`.
 
-        input_tensor   `(B, k, H, W)`, as the model takes it
-        targets        None for the predicted class, an int, a list of ints, a LongTensor `(B,)` or `(B, T)`, or
-                       callables from one image's output to a scalar: one, B, or B lists of T
-        aug_smooth     mean over six augmentations: the image and its mirror, each times 0.9, 1 and 1.1
-        eigen_smooth   first principal component of the weighted activations instead of their sum
+        input_tensor     `(B, k, H, W)`, as the model takes it, a signal `(B, k, L)` or a volume `(B, k, D, H, W)`; or
+                         several inputs with the batch first: a tuple of arguments, a mapping of arguments by name.
+                         The first floating-point tensor of three dimensions or more is the image
+        targets          None for the predicted class, an int, a list of ints, a LongTensor `(B,)` or `(B, T)`, or
+                         callables from one image's output to a scalar: one, B, or B lists of T
+        aug_smooth       mean over six augmentations: the image and its mirror, each times 0.9, 1 and 1.1, and with it
+                         other floating-point inputs of its size
+        eigen_smooth     first principal component of the weighted activations instead of their sum
+        forward_kwargs   more arguments of the model, by name; they go into every call as they are, whichever rows it
+                         is for: what belongs to an image goes into input_tensor
         Raises ValueError for an empty batch, a class out of range, lengths that do not fit, a layer that does not
         run or has no spatial output.
         """
         maps = self._explain(
-            input_tensor, targets, aug_smooth, eigen_smooth=eigen_smooth, normalize=True, size="input", complete=True
+            *(input_tensor, targets, aug_smooth, forward_kwargs),
+            eigen_smooth=eigen_smooth,
+            normalize=True,
+            size="input",
+            complete=True,
         )
         assert isinstance(maps, Tensor)
         return maps.float().cpu().numpy()
 
     def attribute(
         self,
-        input_tensor: Tensor,
+        input_tensor: Any,
         targets: Targets = None,
         *,
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
         normalize: bool = True,
         size: Size = "input",
+        forward_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """The maps as a tensor on the model's device, fp32 (fp64 for an fp64 model on a CPU).
 
         normalize   ReLU and min-max to [0, 1]; False gives signed values in the method's own unit
-        size        "input" for the input's `(H, W)`, a size, or None for the layer's own; with several layers of
-                    their own size the result is a list, a tensor per layer
+        size        "input" for the image's `(H, W)`, `(L,)` or `(D, H, W)`, a size, or None for the layer's own; with
+                    several layers of their own size the result is a list, a tensor per layer. A video `(B, T, C, H, W)`
+                    has `(T, H, W)`; the model's first convolution tells it from a volume
         Arguments and shapes otherwise as in a call. A method that looks at no class stops the model at the last layer.
         """
         return self._explain(
-            *(input_tensor, targets, aug_smooth),
+            *(input_tensor, targets, aug_smooth, forward_kwargs),
             eigen_smooth=eigen_smooth,
             normalize=normalize,
             size=size,
@@ -124,14 +148,20 @@ class BaseCAM:
 
     def finished(self, lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
         """From the layers' low maps to one map at a size, or where `size` is None to a map a layer."""
+        for low in lows:
+            if size is not None and low.ndim - 2 != len(size):
+                raise ValueError(
+                    f"size must have {low.ndim - 2} values for maps {(len(low), *low.shape[2:])}, got {tuple(size)}: "
+                    "attribute(..., size=...) gives maps that differ from the image in rank at a size of theirs"
+                )
         if normalize and size is not None:
-            return [ops.finish(lows, size)]
+            return [ops.finish(lows, size, self.interpolation)]
         maps = [low.sum(1) for low in lows]
         if normalize:
             maps = [ops.min_max(m.relu()) for m in maps]
-        return maps if size is None else [torch.stack([ops.resize(m, size) for m in maps]).mean(0)]
+        return maps if size is None else [torch.stack([ops.resize(m, size, self.interpolation) for m in maps]).mean(0)]
 
-    def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
+    def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         """The run of the model that a call needs."""
         return record(self.model, layers, x, gradients=self.uses_gradients, complete=complete)
 
@@ -154,17 +184,20 @@ class BaseCAM:
 
     def gradients(self, run: Run, targets: Targets) -> Iterator[list[Tensor]]:
         """For each of the T targets of an image its gradients `(B, C, *S)` at the layers; the last ends the graph."""
-        if run.kept:
-            yield from (self.spatial(run, gradients) for gradients in run.kept)
+        known = next((found for of, found in run.kept or () if of is targets), None)
+        if known is not None:
+            yield from (self.spatial(run, gradients) for gradients in known)
             return
+        found: list[list[Tensor]] = []
         B = len(run.input)
         with torch.enable_grad():
             columns = scores(run.output, targets, B).view(B, -1).unbind(1)
         for t, column in enumerate(columns, 1):
             gradients = run.gradients(column, keep_graph=t < len(columns) or run.kept is not None)
-            if run.kept is not None:
-                run.kept.append(gradients)
+            found.append(gradients)
             yield self.spatial(run, gradients)
+        if run.kept is not None:
+            run.kept.append((targets, found))
 
     def spatial(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
         """A tensor per layer of the run, activations or gradients, as `(B, C, *S)`."""
@@ -184,30 +217,42 @@ class BaseCAM:
 
     def transform(self, run: Run, layer: nn.Module, shape: Sequence[int]) -> Callable[[Any], Tensor] | Layout:
         """What turns a layer's output of this shape into `(B, C, *S)`."""
-        return self.reshape_transform or layout_of(self.model, layer, run.input, shape)
+        return self.reshape_transform or layout_of(self.model, layer, run.inputs, shape)
 
-    def _explain(self, x: Tensor, targets: Targets, aug_smooth: bool, **options: Any) -> Tensor | list[Tensor]:
-        check_input(x)
-        options["size"] = map_size(options["size"], x)
+    def _explain(
+        self,
+        given: Any,
+        targets: Targets,
+        aug_smooth: bool,
+        forward_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Tensor | list[Tensor]:
+        x = inputs_of(given, forward_kwargs)
+        options["size"] = map_size(unwrap(self.model), options["size"], x)
         layers = self.target_layers if self.target_layers is not None else [default_layer(self.model, x)]
         maps = (self._smoothed if aug_smooth else self._maps)(x, layers, targets, **options)
         return maps[0] if len(maps) == 1 else maps
 
-    def _smoothed(self, x: Tensor, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
+    def _smoothed(self, x: Inputs, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
         """The mean of the maps over the image and its mirror, each at three contrasts."""
-        axis = min(3, x.ndim - 1)
+        rank = x.image.ndim
+        axis, channel = min(3, rank - 1), image_channel_dim(unwrap(self.model), x.image)
         total: list[Tensor] = []
         for mirrored, factor in itertools.product((False, True), (0.9, 1.0, 1.1)):
-            image = x.flip(axis) if mirrored else x
-            maps = self._maps(image if factor == 1 else image * factor, layers, targets, **options)
-            maps = [m.flip(axis - x.ndim) for m in maps] if mirrored else maps
+            augmented = x.augmented(channel, axis if mirrored else None, factor)
+            maps = self._maps(augmented, layers, targets, **options)
+            if any(m.ndim - 1 - (per_image(targets) is not None) != rank - 2 for m in maps):
+                raise ValueError(
+                    f"aug_smooth mirrors maps of the image's {rank - 2} spatial dimensions, got {tuple(maps[0].shape)}"
+                )
+            maps = [m.flip(axis - rank) for m in maps] if mirrored else maps
             total = [a + b for a, b in zip(total, maps, strict=True)] if total else maps
             if not mirrored and factor == 1:
                 outputs = self.outputs
         self.outputs = outputs
         return [m / 6 for m in total]
 
-    def _maps(self, x: Tensor, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
+    def _maps(self, x: Inputs, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
         """The maps of each layer, or of all together; in parts of the batch if it is long."""
         B, step = len(x), self.at_once(len(x))
         start, parts, outputs = 0, [], []
@@ -226,7 +271,7 @@ class BaseCAM:
         self.outputs = torch.cat(logits) if len(logits) == len(parts) else None
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
-    def _unless_too_large(self, x: Tensor, *arguments: Any, **options: Any) -> list[Tensor] | None:
+    def _unless_too_large(self, x: Inputs, *arguments: Any, **options: Any) -> list[Tensor] | None:
         """`_maps_of_part`, or None if memory does not suffice and the method may take fewer images at once."""
         try:
             return self._maps_of_part(x, *arguments, **options)
@@ -238,7 +283,7 @@ class BaseCAM:
 
     def _maps_of_part(
         self,
-        x: Tensor,
+        x: Inputs,
         first: int,
         layers: Sequence[nn.Module],
         targets: Targets,
@@ -266,10 +311,11 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-def map_size(size: Size, x: Tensor) -> Sequence[int] | None:
+def map_size(net: nn.Module, size: Size, x: Inputs) -> Sequence[int] | None:
     """The size of the maps of x in numbers, None for the layer's own."""
     if size == "input":
-        return x.shape[2:]
+        channel = image_channel_dim(net, x.image)
+        return [n for d, n in enumerate(x.image.shape) if d not in (0, channel)]
     if size is None or isinstance(size, Sequence) and not isinstance(size, str):
         return size
     raise TypeError(f'size must be "input", None or (H, W), got {size!r}')

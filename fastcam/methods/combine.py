@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
+from fastcam.inputs import Inputs
 from fastcam.methods.base import BaseCAM
 from fastcam.methods.gradient import GradCAM, GradCAMPlusPlus
 from fastcam.model_targets import FinerWeightedTarget
@@ -37,13 +38,14 @@ class CombinedCAM(BaseCAM):
         self.base_cam = base_method(model, self.target_layers, reshape_transform, **kwargs)
         if not isinstance(self.base_cam, BaseCAM):
             raise TypeError(f"base_method must be a method such as GradCAM, it gives {type(self.base_cam).__name__}")
+        self.sign, self.interpolation = self.base_cam.sign, self.base_cam.interpolation
         self.uses_gradients = self.base_cam.uses_gradients
         self.class_discriminative = self.base_cam.class_discriminative
 
     def at_once(self, images: int) -> int:
         return self.base_cam.at_once(images)
 
-    def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
+    def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         return self.base_cam.recorded(x, layers, complete)
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
@@ -66,13 +68,14 @@ class FinerCAM(CombinedCAM):
 
     def __call__(  # type: ignore[override]
         self,
-        input_tensor: Tensor,
+        input_tensor: Any,
         targets: Targets = None,
         eigen_smooth: bool = False,
         alpha: float = 1,
         comparison_categories: Sequence[int] | None = None,
         target_idx: int | None = None,
         aug_smooth: bool = False,
+        forward_kwargs: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """The maps of a batch as numpy float32, as from `GradCAM`; in the order of pytorch-grad-cam's arguments.
 
@@ -87,13 +90,13 @@ class FinerCAM(CombinedCAM):
         """
         bound = self._bound(alpha, comparison_categories)
         targets = target_idx if targets is None else targets
-        maps = BaseCAM.__call__(bound, input_tensor, targets, aug_smooth, eigen_smooth)
+        maps = BaseCAM.__call__(bound, input_tensor, targets, aug_smooth, eigen_smooth, forward_kwargs=forward_kwargs)
         self.outputs = bound.outputs
         return maps
 
     def attribute(
         self,
-        input_tensor: Tensor,
+        input_tensor: Any,
         targets: Targets = None,
         *,
         alpha: float = 1,
@@ -160,12 +163,17 @@ class RefineCAM(CombinedCAM):
         super().__init__(model, target_layers, reshape_transform, base_method, **kwargs)
 
     def __call__(  # type: ignore[override]
-        self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False, aug_smooth: bool = False
+        self,
+        input_tensor: Any,
+        targets: Targets = None,
+        eigen_smooth: bool = False,
+        aug_smooth: bool = False,
+        forward_kwargs: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """The maps of a batch as numpy float32, as from `GradCAM`; in the order of pytorch-grad-cam's arguments."""
-        return super().__call__(input_tensor, targets, aug_smooth, eigen_smooth)
+        return super().__call__(input_tensor, targets, aug_smooth, eigen_smooth, forward_kwargs=forward_kwargs)
 
     def finished(self, lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
         size = max((low.shape[2:] for low in lows), key=torch.Size.numel) if size is None else size
-        product = torch.stack([ops.finish([low], size) for low in lows]).prod(0)
+        product = torch.stack([ops.finish([low], size, self.interpolation) for low in lows]).prod(0)
         return [ops.min_max(product) if normalize else product]

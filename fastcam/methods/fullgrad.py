@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastcam import ops
 from fastcam.full_gradients import FullGradientRun, full_gradients
+from fastcam.inputs import Inputs
 from fastcam.methods.base import BaseCAM, warn
 from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, are_callables, class_indices, logits_of, scores
@@ -60,7 +61,7 @@ class FullGrad(BaseCAM):
         self.target_layers = []
         self.rescale = rescale or self.rescale
 
-    def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
+    def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         return full_gradients(self.model, x)
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
@@ -160,7 +161,7 @@ class SmoothFullGrad(FullGrad):
             raise ValueError(f"samples must be 1 or more and spread not negative, got {samples} and {spread}")
         self.samples, self.spread, self.seed = samples, spread, seed
 
-    def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
+    def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         return record(self.model, [], x, gradients=False)
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
@@ -168,7 +169,7 @@ class SmoothFullGrad(FullGrad):
             targets = class_indices(targets, logits_of(run.output))
         sums: list[_Sum] = []
         for copy in self.noisy(run.input):
-            with full_gradients(self.model, copy) as noisy:
+            with full_gradients(self.model, run.inputs.with_image(copy)) as noisy:
                 columns = _columns(noisy, targets)
                 sums = sums or [_Sum() for _ in columns]
                 for t, (total, column) in enumerate(zip(sums, columns, strict=True), 1):

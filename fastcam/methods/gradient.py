@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastcam import ops
 from fastcam.head import linear_head
+from fastcam.inputs import Inputs
 from fastcam.layers import default_layer, layer_name
 from fastcam.methods.base import BaseCAM, warn
 from fastcam.record import Run
@@ -40,6 +41,7 @@ class GradientCAM(BaseCAM):
         """The maps of several classes an image by one matrix product, where pooling and a linear layer follow only."""
         logits = find_logits(run.output)
         plain = self.reshape_transform is None and type(self).low_map is GradientCAM.low_map
+        plain = plain and not are_callables(targets)
         if per_image(targets) is None or len(A) > 1 or not plain or logits is None:
             return None
         try:
@@ -60,10 +62,10 @@ class GradientCAM(BaseCAM):
                 continue
             warn(
                 f"the gradient of the target is zero everywhere at layer {layer_name(self.model, layer)!r}, "
-                f"its map is empty{self._better_than(layer, run.input)}"
+                f"its map is empty{self._better_than(layer, run.inputs)}"
             )
 
-    def _better_than(self, layer: nn.Module, x: Tensor) -> str:
+    def _better_than(self, layer: nn.Module, x: Inputs) -> str:
         try:
             better = default_layer(self.model, x)
         except ValueError:  # no such layer in the model

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.methods import METHODS
 from fastcam.methods.base import BaseCAM, Size, map_size, per_target
-from fastcam.record import check_input
+from fastcam.methods.combine import CombinedCAM
+from fastcam.methods.fullgrad import FullGrad
+from fastcam.record import unwrap
 from fastcam.targets import Targets, part_of, per_image
 
 Answers = dict[str, dict[str, Tensor]]
@@ -19,16 +22,17 @@ Answers = dict[str, dict[str, Tensor]]
 
 def explain(
     model: nn.Module,
-    input_tensor: Tensor,
+    input_tensor: Any,
     methods: Sequence[str | type[BaseCAM]] = ("gradcam",),
     layers: Any = None,
     targets: Targets = None,
     *,
-    reshape_transform: Callable[[Any], Tensor] | None = None,
+    reshape_transform: Callable[[Any], Tensor] | str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     eigen_smooth: bool = False,
     normalize: bool = True,
     size: Size = "input",
+    forward_kwargs: Mapping[str, Any] | None = None,
 ) -> Answers:
     """The maps of several methods at several layers: `answers[method][layer]`, a tensor `(B, H, W)` or `(B, T, H, W)`.
 
@@ -36,11 +40,12 @@ def explain(
     and Recipro-CAM share another forward pass. What a method runs beyond that, Score-CAM's masked images say, it runs.
     Each map is that of the method's class at that layer alone.
 
-    methods     names as in the command line, or classes
+    methods     names as in the command line, or classes; those that take every layer, FullGrad say, have one answer,
+                under "all layers"
     layers      as `target_layers` of `GradCAM`; each has its own maps, under its dotted name
     targets     as in `GradCAM`'s call
     options     arguments of the methods' classes: `{"scorecam": {"batch_size": 16}}`
-    normalize, size, eigen_smooth, reshape_transform   as in `GradCAM.attribute`
+    the others  as in `GradCAM` and its `attribute`
     Raises ValueError for an unknown method, and what the methods raise.
 
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
@@ -48,25 +53,30 @@ def explain(
     >>> answers["gradcam"]["0"].shape
     torch.Size([2, 3, 8, 8])
     """
-    check_input(input_tensor)
-    chosen = find_layers(model, layers) if layers is not None else [default_layer(model, input_tensor)]
+    x = inputs_of(input_tensor, forward_kwargs)
+    chosen = find_layers(model, layers) if layers is not None else [default_layer(model, x)]
     cams = {}
     if not methods:
         raise ValueError("methods is empty: give at least one")
     for method in methods:
         name, cls = _named(method)
-        cams[name] = cls(model, chosen, reshape_transform, **(options or {}).get(name, {}))
+        everywhere = issubclass(cls, FullGrad)
+        cams[name] = cls(model, [] if everywhere else chosen, reshape_transform, **(options or {}).get(name, {}))
     if others := [name for name in options or {} if name not in cams]:
         raise ValueError(f"options are given for {others[0]!r}, which is not among the methods")
-    keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(size, input_tensor)}
-    B, step = len(input_tensor), min(cam.at_once(len(input_tensor)) for cam in cams.values())
+    keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(unwrap(model), size, x)}
+    B, step = len(x), min(cam.at_once(len(x)) for cam in cams.values())
     parts = [
-        _of_part(cams, input_tensor[start : start + step], start, part_of(targets, start, start + step, B), **keywords)
+        _of_part(cams, x[start : start + step], start, part_of(targets, start, start + step, B), **keywords)
         for start in range(0, B, step)
     ]
     names = [layer_name(model, layer) for layer in chosen]
     return {
-        name: {layer: torch.cat([part[name][n] for part in parts]) for n, layer in enumerate(names)} for name in cams
+        name: {
+            layer: torch.cat([part[name][n] for part in parts])
+            for n, layer in enumerate(["all layers"] if cam.target_layers == [] else names)
+        }
+        for name, cam in cams.items()
     }
 
 
@@ -79,7 +89,7 @@ def _named(method: str | type[BaseCAM]) -> tuple[str, type[BaseCAM]]:
 
 
 def _of_part(
-    cams: Mapping[str, BaseCAM], x: Tensor, first: int, targets: Targets, **keywords: Any
+    cams: Mapping[str, BaseCAM], x: Inputs, first: int, targets: Targets, **keywords: Any
 ) -> dict[str, list[Tensor]]:
     """The maps of each method, one a layer."""
     found: dict[str, list[Tensor]] = {}
@@ -90,14 +100,25 @@ def _of_part(
 
 def _sharing(cams: Mapping[str, BaseCAM]) -> Iterator[dict[str, BaseCAM]]:
     """The methods in groups that need the same kind of run."""
-    kinds = dict.fromkeys(type(cam).recorded for cam in cams.values())
-    for kind in kinds:
-        yield {name: cam for name, cam in cams.items() if type(cam).recorded is kind}
+    for kind in dict.fromkeys(map(_kind, cams.values())):
+        yield {name: cam for name, cam in cams.items() if _kind(cam) is kind}
+
+
+def _kind(cam: BaseCAM) -> Any:
+    if _runs_alone(cam) or cam.target_layers == []:
+        return cam
+    asked = cam.base_cam if isinstance(cam, CombinedCAM) else cam
+    return type(asked).recorded
+
+
+def _runs_alone(cam: BaseCAM) -> bool:
+    """Whether a method has runs of its own kind, and no low maps."""
+    return type(cam)._maps_of_part is not BaseCAM._maps_of_part
 
 
 def _of_run(
     cams: Mapping[str, BaseCAM],
-    x: Tensor,
+    x: Inputs,
     first: int,
     targets: Targets,
     eigen_smooth: bool,
@@ -105,12 +126,22 @@ def _of_run(
     size: Sequence[int] | None,
 ) -> dict[str, list[Tensor]]:
     """The maps of methods that share a run, which the most demanding one records."""
+    (name, cam), *others = cams.items()
+    if not others and _runs_alone(cam):
+        run_alone: dict[str, Any] = {
+            "eigen_smooth": eigen_smooth,
+            "normalize": normalize,
+            "size": size,
+            "complete": True,
+        }
+        layers = cam.target_layers or []
+        return {name: [cam._maps_of_part(x, first, [layer], targets, **run_alone)[0] for layer in layers]}
     leader = max(cams.values(), key=lambda cam: (cam.uses_gradients, getattr(cam, "head", False)))
     assert leader.target_layers is not None
     T, found = per_image(targets), {}
     with leader.recorded(x, leader.target_layers, complete=True) as run:
         run.first = first
-        run.kept = []
+        run.kept = []  # shared from now on
         for name, cam in cams.items():
             maps = [cam.finished([low], normalize, size)[0] for low in cam.low_maps(run, targets, eigen_smooth)]
             found[name] = maps if T is None else [per_target(m, len(x), T) for m in maps]

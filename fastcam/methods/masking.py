@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from fastcam import ops
 from fastcam.batches import check_count
+from fastcam.inputs import Inputs
+from fastcam.layers import image_channel_dim
 from fastcam.methods.perturbation import PerturbationCAM, consecutive
 from fastcam.record import Run, call, unwrap
 from fastcam.rows import Rows
@@ -25,7 +27,7 @@ class ScoreCAM(PerturbationCAM):
     w = softmax_c y(x m_c),  map = sum_c w_c A_c,  m_c = A_c resized to the input and scaled to [0, 1]
 
     y is the target's score. One forward pass a channel; those that are constant have the mask 0 and share one. The
-    paper subtracts the score of a baseline, which the softmax takes out again.
+    paper subtracts the score of a baseline, which the softmax takes out again. Of several inputs the image is masked.
 
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
     >>> ScoreCAM(model, "0")(torch.rand(2, 1, 8, 8), targets=1).shape
@@ -56,9 +58,9 @@ class ScoreCAM(PerturbationCAM):
         return batch
 
     def _weights(self, run: Run, layer: nn.Module, A: Tensor, chosen: Tensor, score: Score) -> Tensor:
-        net, x, R, draws = unwrap(self.model), run.input, self.repeats, self.draws(run.input)
+        net, x, R = unwrap(self.model), channels_first(unwrap(self.model), run.input), self.repeats
+        draws, low = self.draws(x), A.flatten(2)
         chosen = chosen.view(*A.shape[:2], -1)
-        low = A.flatten(2)
         constant = chosen.any(2) & (low.amax(2) == low.amin(2))
         first = constant & (constant.cumsum(1) == 1)  # of each image, for all its constant channels
         pairs = (chosen.any(2) & ~constant | first).nonzero().tolist()  # image and channel
@@ -69,7 +71,7 @@ class ScoreCAM(PerturbationCAM):
             batch = ops.masked_inputs(x, A[tuple(here.unbind(1))], rows.images)
             if type(self).varied is not ScoreCAM.varied:
                 batch = self.varied(batch, x[rows.images], torch.arange(start, stop, device=x.device) % R, draws)
-            return score(call(net, batch), rows)
+            return score(call(net, rows_seen(net, run, batch, rows)), rows)
 
         def name(row: int) -> str:
             image, channel = pairs[row // R]
@@ -226,20 +228,21 @@ class GroupCAM(PerturbationCAM):
             raise ValueError("GroupCAM's map is no weighted sum of channels: eigen_smooth does not apply")
         B = len(run.input)
         score = row_scores(targets, run.output, B, probability=True)
-        device = run.input.device
+        net, device = unwrap(self.model), run.input.device
         activations = self.spatial(run, run.activations)
         masks = [
             [self.masks(A, G).to(device) for A, G in zip(activations, gradients, strict=True)]
             for gradients in self.gradients(run, targets)
         ]
-        blurred = blur(run.input)
-        unseen = score(call(unwrap(self.model), blurred.clone()), Rows.of(range(B), device))  # (B, T)
+        x, everyone = channels_first(net, run.input), Rows.of(range(B), device)
+        blurred = blur(x)
+        unseen = score(call(net, rows_seen(net, run, blurred.clone(), everyone)), everyone)  # (B, T)
         lows = []
         for layer, of_layer in zip(run.layers, zip(*masks, strict=True), strict=True):
             maps = []
             for t, M in enumerate(of_layer):
                 gain = self._seen(run, layer, blurred, M, score)[..., t] - unseen[:, t, None]  # (B, L)
-                maps.append(_scaled_sum(M, gain.to(device), run.input.shape[2:]))
+                maps.append(_scaled_sum(M, gain.to(device), x.shape[2:]))
             lows.append(torch.stack(maps, 1).flatten(0, 1).unsqueeze(1))
         return lows
 
@@ -252,12 +255,12 @@ class GroupCAM(PerturbationCAM):
 
     def _seen(self, run: Run, layer: nn.Module, blurred: Tensor, M: Tensor, score: Score) -> Tensor:
         """The probabilities `(B, L, T)` of the images seen through the masks."""
-        net, x, L = unwrap(self.model), run.input, M.shape[1]
+        net, x, L = unwrap(self.model), channels_first(unwrap(self.model), run.input), M.shape[1]
 
         def masked(start: int, stop: int) -> Tensor:
             rows, _ = consecutive(start, stop, L, x.device)
             batch = ops.masked_inputs(x, M.flatten(0, 1)[start:stop], rows.images, blurred, align_corners=False)
-            return score(call(net, batch), rows)
+            return score(call(net, rows_seen(net, run, batch, rows)), rows)
 
         def name(row: int) -> str:
             return f"image {run.first + row // L} masked by group {row % L}"
@@ -270,6 +273,17 @@ def _largest(importance: Tensor, count: int) -> Tensor:
     """Where the `count` largest values along dimension 1 of `(B, C, T)` are."""
     best = importance.topk(min(count, importance.shape[1]), dim=1).indices
     return torch.zeros_like(importance, dtype=torch.bool).scatter(1, best, True)
+
+
+def channels_first(net: nn.Module, image: Tensor) -> Tensor:
+    """The image as `(B, k, *S)`, a view: a video is `(B, T, k, H, W)`."""
+    return image.movedim(image_channel_dim(net, image), 1)
+
+
+def rows_seen(net: nn.Module, run: Run, batch: Tensor, rows: Rows) -> Inputs:
+    """What the model is called with for rows that see `batch` `(N, k, *S)` instead of their images."""
+    channel = image_channel_dim(net, run.input)
+    return run.inputs.for_rows(batch if channel == 1 else batch.movedim(1, channel).contiguous(), rows.images)
 
 
 def blur(x: Tensor, width: int = 51, std: float = 50.0) -> Tensor:
@@ -287,7 +301,7 @@ def blur(x: Tensor, width: int = 51, std: float = 50.0) -> Tensor:
 
 def _scaled_sum(M: Tensor, gain: Tensor, size: Any) -> Tensor:
     """sum_g a_g (M_g - low_g) / (high_g - low_g), `(B, *S)`, for masks `(B, L, *S)` and gains a `(B, L)`."""
-    resized = ops.resize(M.flatten(0, 1), size).flatten(1).unflatten(0, M.shape[:2])
+    resized = ops.resize(M.flatten(0, 1), size, "linear").flatten(1).unflatten(0, M.shape[:2])
     low, high = resized.amin(2), resized.amax(2)
     scale = torch.where(high > low, gain / (high - low), 0)
     ones = [1] * (M.ndim - 2)

@@ -35,13 +35,14 @@ class PerturbationCAM(BaseCAM):
         batch_size: int | str = "auto",
         progress: bool = False,
         sign: str = "activation",
+        interpolation: str | None = None,
     ) -> None:
         """Bind the method to a model; arguments as in `GradCAM`, and
 
         batch_size   rows at once; "auto" grows while that is faster and memory suffices, and is halved where it fails
         progress     show a bar on stderr
         """
-        super().__init__(model, target_layers, reshape_transform, sign=sign)
+        super().__init__(model, target_layers, reshape_transform, sign=sign, interpolation=interpolation)
         if batch_size != "auto":
             check_batch_size(batch_size)
         self.batch_size = batch_size  # looked at in each call: users set it afterwards

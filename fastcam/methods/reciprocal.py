@@ -23,8 +23,8 @@ class ReciproCAM(ReplayCAM):
     map_q = p(A K_q) - min over the positions,  K_q = 1 at position q and 0 elsewhere
 
     p is the target's probability (softmax; callables are taken as they are) with the activations A K_q. With
-    `gaussian` K_q is the 3 x 3 binomial filter around q instead, 1/4 at q, 1/8 beside, 1/16 in the corners. One replay
-    a position. `eigen_smooth` does not apply.
+    `gaussian` K_q is the 3 x 3 binomial filter around q instead, 1/4 at q, 1/8 beside, 1/16 in the corners; in one or
+    three dimensions the product of as many (1/4, 1/2, 1/4). One replay a position. `eigen_smooth` does not apply.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class ReciproCAM(ReplayCAM):
         for layer in run.layers:
             S = self.spatial_of(run, layer, run.attached(layer)).shape[2:]
             tail = run.tails[layer]
-            axis = channel_axis(self.model, layer, run.input, tail.activation.shape)
+            axis = channel_axis(self.model, layer, run.inputs, tail.activation.shape, tail.rank)
             entries = self._entries(run, tail, axis).flatten()  # (Q,), which of the layer's each position of the map is
 
             def change(
                 rows: Rows, q: Tensor, output: Any, tail: Tail = tail, axis: int = axis, S: Any = S, at: Any = entries
             ) -> Any:
-                t = first_tensor(tail.layer, output)[0].movedim(tail.batch_dim, 0).movedim(axis, 1)  # (N, C, ...)
+                t = tail.by_channel(first_tensor(tail.layer, output)[0], axis)  # (N, C, ...)
                 kept = torch.ones(len(t), t[0, 0].numel(), device=t.device)  # others, class tokens say, as they are
                 kept[:, at] = _neighbourhoods(S, q, self.gaussian)
                 t *= kept.view(len(t), 1, *t.shape[2:]).to(t.dtype)
@@ -70,11 +70,10 @@ class ReciproCAM(ReplayCAM):
 
     def _entries(self, run: Run, tail: Tail, axis: int) -> Tensor:
         """Which entry of the layer's output each position of the map is; `reshape_transform` is asked."""
-        one = tail.activation.movedim(tail.batch_dim, 0)[:1].movedim(axis, 1)  # (1, C, ...)
+        one = tail.by_channel(tail.activation, axis)[:1]  # (1, C, ...)
         numbers = torch.arange(one[0, 0].numel(), device=one.device, dtype=torch.float32)
         numbered = numbers.view(1, 1, *one.shape[2:]).expand(one.shape)
-        transform = self.transform(run, tail.layer, tail.activation.shape)
-        laid_out = transform(numbered.movedim(1, axis).movedim(0, tail.batch_dim))[0, 0]
+        laid_out = self.transform(run, tail.layer, tail.activation.shape)(tail.as_given(numbered, axis))[0, 0]
         found = laid_out.round().long()
         if not torch.equal(found.to(laid_out.dtype), laid_out) or len(found.unique()) != found.numel():
             raise ValueError("reshape_transform must lay out the entries of the layer's output, and it changes them")
@@ -112,12 +111,10 @@ class ViTReciproCAM(ReciproCAM):
 
 def _neighbourhoods(S: torch.Size, q: Tensor, gaussian: bool) -> Tensor:
     """K_q for positions q `(N,)` of a map of shape S, `(N, Q)`."""
-    Q = S.numel()
+    at = torch.arange(S.numel(), device=q.device)
     if not gaussian:
-        return (q.unsqueeze(1) == torch.arange(Q, device=q.device)).float()
-    if len(S) != 2:
-        raise ValueError(f"the filter of gaussian=True is for two spatial dimensions, got {len(S)}")
-    at = torch.arange(Q, device=q.device)
-    down = (at // S[1] - (q // S[1]).unsqueeze(1)).abs()  # (N, Q)
-    right = (at % S[1] - (q % S[1]).unsqueeze(1)).abs()
-    return (2 - down).clamp(min=0) * (2 - right).clamp(min=0) / 16
+        return (q.unsqueeze(1) == at).float()
+    K = torch.ones(1, device=q.device)
+    for i, j in zip(torch.unravel_index(at, S), torch.unravel_index(q, S), strict=True):  # dimension by dimension
+        K = K * (2 - (i - j.unsqueeze(1)).abs()).clamp(min=0) / 4
+    return K

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcam import ops
+from fastcam.inputs import Inputs
 from fastcam.methods.base import BaseCAM
 from fastcam.methods.combine import CombinedCAM
 from fastcam.methods.gradient import GradCAM
@@ -124,7 +125,7 @@ class SESS(CombinedCAM):
 
     def _maps_of_part(
         self,
-        x: Tensor,
+        inputs: Inputs,
         first: int,
         layers: Sequence[nn.Module],
         targets: Targets,
@@ -133,8 +134,9 @@ class SESS(CombinedCAM):
         size: Sequence[int] | None,
         complete: bool,
     ) -> list[Tensor]:
-        if x.ndim != 4:
-            raise ValueError(f"SESS is for images (B, k, H, W), got {tuple(x.shape)}")
+        x = inputs.image
+        if x.ndim != 4 or not inputs.is_single:
+            raise ValueError(f"SESS is for images (B, k, H, W) and nothing else, got {inputs.shapes} for each")
         with record(self.model, [], x, gradients=False) as run:
             logits = find_logits(run.output)
             self.outputs = None if logits is None else logits.detach()
@@ -190,7 +192,7 @@ class SESS(CombinedCAM):
         options = {"eigen_smooth": eigen_smooth, "normalize": True, "size": window, "complete": True}
         for batch, rows in self._batches(patches, kept.any(2).nonzero().tolist()):
             targets = of_rows(rows)
-            (maps,) = base._maps(batch, layers, targets, **options)
+            (maps,) = base._maps(Inputs(batch), layers, targets, **options)
             p, b = torch.tensor(rows, device=kept.device).unbind(1)
             cams[p, b] = maps.view(len(rows), -1, *window).to(cams.dtype)
             scored[p, b] = self._scores(logits_of(base.outputs), targets).to(cams.dtype)

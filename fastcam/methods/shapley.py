@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fastcam import ops
+from fastcam.inputs import Inputs
 from fastcam.methods.gradient import GradientCAM
 from fastcam.record import Run
 from fastcam.targets import Targets, scores
@@ -37,7 +38,7 @@ class ShapleyCAM(GradientCAM):
     """
 
     @contextmanager
-    def recorded(self, x: Tensor, layers: Sequence[nn.Module], complete: bool) -> Iterator[Run]:
+    def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> Iterator[Run]:
         with _plain_attention(), _Hardsigmoid(), super().recorded(x, layers, complete) as run:
             yield run
 

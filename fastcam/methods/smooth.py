@@ -62,9 +62,11 @@ class SmoothGradCAMpp(BaseCAM):
         x, n = run.input, self.num_samples
         B, A = len(x), self.spatial(run, run.activations)
         noisy = (x + self.noise(x).unsqueeze(1)).flatten(0, 1)  # (n * B, k, *S)
-        of_rows = for_rows(targets, run.output, B, list(range(B)) * n)
+        images = list(range(B)) * n
+        of_rows = for_rows(targets, run.output, B, images)
+        rows = run.inputs.for_rows(noisy, torch.tensor(images, device=x.device))
         by_target = []
-        with record(self.model, run.layers, noisy) as noisy_run:
+        with record(self.model, run.layers, rows) as noisy_run:
             with torch.enable_grad():
                 columns = scores(noisy_run.output, of_rows, n * B).view(n * B, -1).unbind(1)
             for t, column in enumerate(columns, 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,17 +76,17 @@ class Scorer:
         images   the image of each row, `(rows,)`
         """
         step = max(1, _AT_ONCE // self.x[0].numel())
-        parts = []
+        listed, parts = images.tolist(), []
         with evaluation(self.net):
             for first in range(0, rows, step):
                 batch = make(first, min(rows, first + step))
-                parts.append(in_batches(len(batch), self._run(batch, images[first : first + step]), self._size))
+                parts.append(in_batches(len(batch), self._run(batch, listed[first : first + step]), self._size))
         return torch.cat(parts)
 
-    def _run(self, batch: Tensor, images: Tensor) -> Callable[[int, int], Tensor]:
+    def _run(self, batch: Tensor, images: Sequence[int]) -> Callable[[int, int], Tensor]:
         def run(start: int, stop: int) -> Tensor:
             output = call(self.net, batch[start:stop].clone())
-            return self._score(output, Rows.of(images[start:stop].tolist(), images.device)).squeeze(1)
+            return self._score(output, Rows.of(images[start:stop], batch.device)).squeeze(1)
 
         return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
+from fastcam.inputs import inputs_of
 from fastcam.intercept import intercepted
+from fastcam.layers import image_channel_dim
 from fastcam.methods import GradCAM
-from fastcam.record import call, check_input, evaluation, owned, unwrap
+from fastcam.record import call, evaluation, owned, unwrap
 from fastcam.targets import Targets, find_logits, per_image, scores
 from fastcam.visualize.rectifiers import Rectifiers, missed
 
@@ -33,23 +35,28 @@ class _RectifierGradient:
         self.outputs: Tensor | None = None
         self.rectifiers = 0
 
-    def __call__(self, input_tensor: Tensor, targets: Targets = None) -> Tensor:
+    def __call__(
+        self, input_tensor: Any, targets: Targets = None, *, forward_kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
         """Signed gradients `(B, k, *S)` on the model's device, `(B, T, k, *S)` for targets `(B, T)`.
 
-        input_tensor   `(B, k, *S)`, as the model takes it; its `requires_grad` and `.grad` stay as they are
-        targets        as for `GradCAM`
+        input_tensor   `(B, k, *S)`, as the model takes it; its `requires_grad` and `.grad` stay as they are. Several
+                       inputs as for `GradCAM`: the gradient is that of the image
+        targets, forward_kwargs   as for `GradCAM`
         Raises ValueError if the model met no rectifier, where this would be the plain gradient, and as `GradCAM` does;
         RuntimeError if no gradient can flow from the output to the input.
         """
-        check_input(input_tensor)
+        inputs = inputs_of(input_tensor, forward_kwargs)
         net = unwrap(self.model)
         with evaluation(net), ExitStack() as stack:
             compiled = [m for m in net.modules() if m is not net and getattr(m, "_compiled_call_impl", None)]
             stack.enter_context(intercepted(compiled, lambda _, forward, args, kwargs: forward(*args, **kwargs)))
-            x = owned(net, input_tensor).detach().requires_grad_()
+            inputs = owned(net, inputs)
+            x = inputs.image.detach().requires_grad_()
             with torch.enable_grad():
                 with Rectifiers(self.rule) as rectifiers:
-                    output = call(net, x.clone())  # a model may begin with an operation in place
+                    # A model may begin with an operation in place.
+                    output = call(net, inputs.map(torch.Tensor.detach).with_image(x).clone())
                 columns = scores(output, targets, len(x)).view(len(x), -1).unbind(1)
             logits = find_logits(output)
             self.outputs = None if logits is None else logits.detach()
@@ -160,11 +167,15 @@ class GuidedGradCAM:
         """Those of Grad-CAM; None for the last convolutional stage."""
         return self.cam.target_layers
 
-    def __call__(self, input_tensor: Tensor, targets: Targets = None) -> Tensor:
+    def __call__(
+        self, input_tensor: Any, targets: Targets = None, *, forward_kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
         """Signed, `(B, k, H, W)` on the model's device, `(B, T, k, H, W)` for targets `(B, T)`; errors of both."""
-        gradient = self.guided(input_tensor, targets)
-        maps = self.cam.attribute(input_tensor, targets)
-        return gradient * maps.unsqueeze(1 - input_tensor.ndim).to(gradient.dtype)
+        gradient = self.guided(input_tensor, targets, forward_kwargs=forward_kwargs)
+        maps = self.cam.attribute(input_tensor, targets, forward_kwargs=forward_kwargs)
+        image = inputs_of(input_tensor).image
+        channel = image_channel_dim(unwrap(self.guided.model), image)
+        return gradient * maps.unsqueeze(channel - image.ndim).to(gradient.dtype)
 
     def __enter__(self) -> GuidedGradCAM:
         return self
