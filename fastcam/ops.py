@@ -178,7 +178,8 @@ def resize(maps: Tensor, size: Sequence[int], interpolation: str | None = None) 
         return F.interpolate(maps.unsqueeze(1), tuple(size), mode=_LINEAR[rank], align_corners=False).squeeze(1)
     for n, m in zip(maps.shape[1:], size, strict=True):  # the first dimension goes last, once each
         matrix = torch.tensor(zoom_matrix(n, m), dtype=maps.dtype).to(maps.device, non_blocking=True)  # no waiting
-        maps = maps.movedim(1, -1) @ matrix.mT
+        with not_autocast(maps):
+            maps = maps.movedim(1, -1) @ matrix.mT
     return maps
 
 

@@ -69,11 +69,7 @@ _IN = {  # all other names are in fastcam itself
     "fastcam.compat.projections": MODULES["utils.svd_on_activations"],
     "fastcam.compat.scaling": "scale_accross_batch_and_channels scale_cam_image",
     "fastcam.figures": "create_labels_legend",
-    "fastcam.methods.factorization": "DeepFeatureFactorization dff run_dff_on_image",
     "fastcam.methods.sess": "sliding_window window_starts",
-    "fastcam.model_targets": MODULES["utils.model_targets"],
-    "fastcam.tokens": MODULES["utils.reshape_transforms"],
-    "fastcam.visualize.edges": "sobel_cam",
     **{f"fastcam.metrics.{m}": MODULES[f"metrics.{m}"] for m in ("arcc", "cam_mult_image")},
     "fastcam.metrics.perturbation_confidence": MODULES["metrics.perturbation_confidence"],
     "fastcam.metrics.road": "NoisyLinearImputer ROADCombined ROADLeastRelevantFirst ROADLeastRelevantFirstAverage "
