@@ -45,17 +45,20 @@ def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0
 
 
 def show_cam_on_image(
-    img: np.ndarray, mask: np.ndarray, use_rgb: bool = False, colormap: int | str = 2, image_weight: float = 0.5
+    img: Any, mask: Any, use_rgb: bool = False, colormap: int | str = 2, image_weight: float = 0.5
 ) -> np.ndarray:
     """`overlay` as pytorch-grad-cam calls it, level by level: uint8 `(H, W, 3)`.
 
-    img            float `(H, W, 3)`, 1 at most
-    mask           `(H, W)` in [0, 1]
+    img            float array `(H, W, 3)`, or tensor `(3, H, W)`, 1 at most
+    mask           `(H, W)` in [0, 1], array or tensor
     use_rgb        whether img is RGB; by default it is taken, and the heat map made, as OpenCV's BGR
     colormap       OpenCV's number of a colour map, 2 for jet, or a matplotlib name
     image_weight   in [0, 1]
     Raises ValueError for an image or weight out of range, ImportError for a number that only OpenCV knows, without it.
     """
+    if isinstance(img, Tensor):
+        img = (img.movedim(0, -1) if img.ndim == 3 and len(img) == 3 else img).detach().cpu().numpy()
+    mask = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask
     if np.max(img) > 1:
         raise ValueError(f"The input image should np.float32 in the range [0, 1], got {np.max(img)}")
     if not 0 <= image_weight <= 1:

@@ -117,7 +117,7 @@ def test_one_object_whatever_the_path(ours):
 
 def parameters(function):
     names = [n for n in inspect.signature(function).parameters if n not in ("args", "kwargs")]
-    if function.__name__ in ("get_cam_weights", "get_cam_image", "compute_cam_per_layer"):  # whose names vary in the reference itself
+    if function.__name__ in ("get_cam_weights", "get_cam_image", "compute_cam_per_layer"):  # names vary even there
         return [str(n) for n in range(len(names))]
     return names
 
@@ -264,6 +264,22 @@ def test_steps_take_volumes(ours, net, x, name):
         ours.GradCAM(net, [net[1]]).get_cam_image(x, net[1], None, A[0, 0], G[0, 0], False)
 
 
+def test_volumes_are_the_references(ours):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv3d(1, 6, 3, 2), nn.Sigmoid(), nn.AdaptiveAvgPool3d(2), nn.Flatten(), nn.Linear(48, 4))
+    with torch.no_grad():
+        model[0].weight *= 4
+    x = torch.randn(2, 1, 9, 13, 16)
+    targets = [theirs.utils.model_targets.ClassifierOutputSoftmaxTarget(c) for c in (1, 2)]
+    for name in ("GradCAM", "LayerCAM", "EigenCAM"):
+        cams = [getattr(p, name)(model, [model[1]]) for p in (ours, theirs)]
+        assert cams[0].get_target_width_height(x) == cams[1].get_target_width_height(x) == (16, 13, 9)
+        expected = cams[1](x, targets)
+        close(cams[0](x, targets), expected)
+        cams[0].aggregate_multi_layers = cams[0].aggregate_multi_layers  # asks for the steps
+        close(cams[0](x, targets), expected)
+
+
 def test_compute_cam_per_layer_by_hand(ours, net, x):
     made = []
     for package in (ours, theirs):
@@ -293,6 +309,8 @@ def test_scaling_is_the_references(ours):
     flat = rng.random((6, 8)).astype(np.float32)
     close(a.scale_cam_image(flat), b.scale_cam_image(flat))  # Q29: each line by itself
     assert np.allclose(a.scale_cam_image(flat).max(1), 1)
+    volumes = rng.random((2, 5, 6, 7)).astype(np.float32)
+    close(a.scale_cam_image(volumes, (14, 9, 11)), b.scale_cam_image(volumes, (14, 9, 11)))
     channels = rng.random((2, 3, 5, 6)).astype(np.float32)
     close(*(m.scale_accross_batch_and_channels(channels, (12, 9)) for m in (a, b)))
 
@@ -338,6 +356,7 @@ def test_layers_are_found_and_replaced_beside_none(ours):
     assert type(model.block[2]) is nn.Tanh and type(model.block[1]) is nn.ReLU6
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the reference
 def test_meta_methods_run_beside_none_children(ours):
     torch.manual_seed(0)
     model = nn.Sequential(Nested(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()

@@ -27,6 +27,14 @@ def test_show_cam_on_image_is_the_references(rng, options, dtype):
     assert ours.dtype == np.uint8 and ours.std() > 10
 
 
+def test_show_cam_on_image_takes_tensors(rng):
+    img, mask = rng.random((40, 50, 3)).astype(np.float32), rng.random((40, 50)).astype(np.float32)
+    expected = reference.show_cam_on_image(img, mask, use_rgb=True)
+    tensor = torch.from_numpy(img).requires_grad_()
+    for given in (tensor, tensor.movedim(-1, 0)):
+        np.testing.assert_array_equal(fastcam.show_cam_on_image(given, torch.from_numpy(mask), use_rgb=True), expected)
+
+
 @pytest.mark.parametrize("number", range(22))
 def test_colour_maps_are_opencvs(number):
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], number)[0, :, ::-1]

@@ -12,6 +12,8 @@ from typing import Any
 
 from fastcam.compat.names import MODULES, PLACES
 
+__all__ = ["install", "installed", "uninstall"]
+
 NAME = "pytorch_grad_cam"
 
 

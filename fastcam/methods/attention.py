@@ -159,7 +159,8 @@ def _product(steps: Sequence[Tensor]) -> Tensor:
     """What all blocks together take from each token, `(B, N, N)`, the first block rightmost."""
     R = steps[0]
     for step in steps[1:]:
-        R = step @ R
+        with ops.not_autocast(R):
+            R = step @ R
     return R
 
 
