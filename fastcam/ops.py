@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +98,8 @@ def channel_sum(A: Tensor, weights: Tensor) -> Tensor:
         return channel_reduce.channel_sum(A, weights)
     A = wide(A)
     weights = weights.to(A.dtype).view(len(A), -1, A.shape[1])  # (B, T, C)
-    return torch.bmm(weights, A.flatten(2)).view(-1, 1, *A.shape[2:])
+    with not_autocast(A):
+        return torch.bmm(weights, A.flatten(2)).view(-1, 1, *A.shape[2:])
 
 
 def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:
@@ -218,6 +221,12 @@ def principal_component(X: Tensor, sign: str = "activation") -> Tensor:
         from fastcam.kernels import principal_component as kernel
 
         return kernel.principal_component(X)
+    with not_autocast(X):
+        return _oriented_component(X)
+
+
+def _oriented_component(X: Tensor) -> Tensor:
+    """`principal_component` as PyTorch computes it."""
     B, C, *S = X.shape
     X = wide(X).flatten(2)  # (B, C, N)
     X = torch.where(X.isnan(), 0, X)
@@ -282,6 +291,12 @@ def _lapack_component(X: Tensor) -> Tensor:
 def wide(t: Tensor) -> Tensor:
     """fp16 and bf16 as fp32; wider types as they are."""
     return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def not_autocast(t: Tensor) -> AbstractContextManager[Any]:
+    """A context for matrix products of wide tensors, which autocast would narrow."""
+    kind = t.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _on_kernel(t: Tensor) -> bool:

@@ -36,9 +36,8 @@ class _Stand(ModuleType):
 
 def find(name: str) -> Any:
     """What a name of pytorch_grad_cam is in fastcam; AttributeError if fastcam has none."""
-    place = PLACES.get(name, "fastcam")
     try:
-        return getattr(importlib.import_module(place), name)
+        return getattr(importlib.import_module(PLACES.get(name, "fastcam")), name)
     except (AttributeError, ImportError) as error:
         raise AttributeError(f"fastcam has no {name}: {error}") from error
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fastcam
 from fastcam.compat.hooks import ActivationsAndGradients, LateRecorder
 from fastcam.compat.projections import get_2d_projection
-from fastcam.compat.runs import AUGMENTATIONS, as_numpy, detached, gradients_kept, listed, per_row, rows_of
+from fastcam.compat.runs import AUGMENTATIONS, as_numpy, detached, gradients_kept, listed, per_row, rows_of, smoothed
 from fastcam.compat.scaling import scale_cam_image
 from fastcam.methods.base import BaseCAM as NativeCAM
 from fastcam.record import evaluation, hooked, unwrap
@@ -138,14 +138,14 @@ class BaseCAM:
     def forward(self, input_tensor: Tensor, targets: Any = None, eigen_smooth: bool = False) -> np.ndarray:
         """The maps float32 `(B, H, W)` in [0, 1] of a batch; arguments as in a call."""
         targets = listed(targets)
-        native = self._native(input_tensor, targets)
+        native = self.fast(input_tensor, targets)
         if native is None:
-            return self._by_steps(input_tensor, targets, eigen_smooth)
+            return self.by_steps(input_tensor, targets, eigen_smooth)
         try:
             return self._natively(native, input_tensor, targets, eigen_smooth)
         except (ValueError, TypeError) as refusal:
             try:
-                return self._by_steps(input_tensor, targets, eigen_smooth)
+                return self.by_steps(input_tensor, targets, eigen_smooth)
             except Exception:
                 raise refusal from None
 
@@ -153,14 +153,13 @@ class BaseCAM:
         self, input_tensor: Tensor, targets: Any = None, eigen_smooth: bool = False
     ) -> np.ndarray:
         """The mean of the maps over the augmentations; `outputs` are those of the image itself, where it is one."""
-        maps, outputs = [], None
-        for transform in self.tta_transforms:
-            cam = torch.from_numpy(self.forward(transform.augment_image(input_tensor), targets, eigen_smooth))
-            maps.append(transform.deaugment_mask(cam[:, None])[:, 0].numpy())
-            if transform is AUGMENTATIONS[1]:
-                outputs = self.outputs
+
+        def forward(x: Tensor) -> np.ndarray:
+            return self.forward(x, targets, eigen_smooth)
+
+        maps, outputs = smoothed(self.tta_transforms, forward, input_tensor, lambda: self.outputs)
         self.outputs = self.outputs if outputs is None else outputs
-        return np.mean(np.stack(maps), axis=0)
+        return maps
 
     def __call__(
         self, input_tensor: Tensor, targets: Any = None, aug_smooth: bool = False, eigen_smooth: bool = False
@@ -208,7 +207,7 @@ class BaseCAM:
             raise ImportError(f"this fastcam has no {self.native}")
         return getattr(fastcam, self.native)
 
-    def _native(self, x: Any, targets: Any) -> Any:
+    def fast(self, x: Any, targets: Any) -> Any:
         """fastcam's own method, bound; None where the user's changes or the arguments ask for the steps."""
         if not self.native or self._is_changed() or not isinstance(x, Tensor) or not x.is_floating_point():
             return None
@@ -234,7 +233,7 @@ class BaseCAM:
         self._last = weakref.ref(x), targets
         return maps
 
-    def _by_steps(self, x: Any, targets: Any, eigen_smooth: bool) -> np.ndarray:
+    def by_steps(self, x: Any, targets: Any, eigen_smooth: bool) -> np.ndarray:
         """Record, run backwards, and go through the steps; hooks of our own are gone afterwards."""
         own = self._recorder is None
         if own:

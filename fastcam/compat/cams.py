@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastcam import ops
 from fastcam.compat.base_cam import BaseCAM, as_numpy
 from fastcam.compat.projections import get_2d_projection, get_2d_projection_with_sign_correction
+from fastcam.methods.fullgrad import FullGrad as NativeFullGrad
 
 
 class _ByName:
@@ -288,6 +289,9 @@ class FullGrad(_ByName, BaseCAM):
 
     native = "FullGrad"
     flags = {"compute_input_gradient": True}
+
+    def native_class(self) -> type[NativeFullGrad]:
+        return NativeFullGrad
 
     def __init__(self, model: nn.Module, target_layers: Any = (), reshape_transform: Any = None) -> None:
         super().__init__(model, [], reshape_transform)

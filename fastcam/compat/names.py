@@ -29,7 +29,7 @@ MODULES = {  # parents before children
     "hirescam": "HiResCAM BaseCAM get_2d_projection",
     "kpca_cam": "KPCA_CAM BaseCAM get_2d_projection_kernel",
     "layer_cam": "LayerCAM BaseCAM get_2d_projection",
-    "metrics": "",
+    "metrics": "ARCC",  # as its documentation has it
     "metrics.arcc": "ARCC Coherency Complexity batch_pearson_coherency BaseCAM ROADCombined",
     "metrics.cam_mult_image": "CamMultImageConfidenceChange DropInConfidence IncreaseInConfidence "
     "multiply_tensor_with_cam PerturbationConfidenceMetric",
@@ -69,8 +69,14 @@ _IN = {  # all other names are in fastcam itself
     "fastcam.compat.projections": MODULES["utils.svd_on_activations"],
     "fastcam.compat.scaling": "scale_accross_batch_and_channels scale_cam_image",
     "fastcam.figures": "create_labels_legend",
-    "fastcam.metrics": " ".join(
-        MODULES[f"metrics.{m}"] for m in ("arcc", "cam_mult_image", "perturbation_confidence", "road")
-    ),
+    "fastcam.methods.factorization": "DeepFeatureFactorization dff run_dff_on_image",
+    "fastcam.methods.sess": "sliding_window window_starts",
+    "fastcam.model_targets": MODULES["utils.model_targets"],
+    "fastcam.tokens": MODULES["utils.reshape_transforms"],
+    "fastcam.visualize.edges": "sobel_cam",
+    **{f"fastcam.metrics.{m}": MODULES[f"metrics.{m}"] for m in ("arcc", "cam_mult_image")},
+    "fastcam.metrics.perturbation_confidence": MODULES["metrics.perturbation_confidence"],
+    "fastcam.metrics.road": "NoisyLinearImputer ROADCombined ROADLeastRelevantFirst ROADLeastRelevantFirstAverage "
+    "ROADMostRelevantFirst ROADMostRelevantFirstAverage neighbors_weights",
 }
-PLACES = {name: place for place, names in reversed(_IN.items()) for name in names.split()}
+PLACES = {name: place for place, names in reversed(_IN.items()) for name in names.split()}  # the first counts

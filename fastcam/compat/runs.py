@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,19 @@ class FlipAndScale:
 AUGMENTATIONS = [FlipAndScale(flip, factor) for flip, factor in itertools.product((False, True), (0.9, 1, 1.1))]
 
 
+def smoothed(
+    transforms: Any, forward: Callable[[Tensor], np.ndarray], x: Tensor, outputs: Callable[[], Any] = lambda: None
+) -> tuple[np.ndarray, Any]:
+    """The mean of the maps over augmentations, and the outputs for the image itself, None if it is not among them."""
+    maps, clean = [], None
+    for transform in transforms:
+        cam = torch.from_numpy(forward(transform.augment_image(x)))
+        maps.append(transform.deaugment_mask(cam[:, None])[:, 0].numpy())
+        if transform is AUGMENTATIONS[1]:
+            clean = outputs()
+    return np.mean(np.stack(maps), axis=0), clean
+
+
 def as_numpy(t: Any) -> np.ndarray:
     """Activations or gradients as numpy, in fp32 at least."""
     if not isinstance(t, Tensor):
@@ -54,7 +67,9 @@ def rows_of(outputs: Any) -> Any:
 
 
 def per_row(targets: Any, rows: Any) -> Any:
-    """A target a row: the predicted classes for None; a single one serves all."""
+    """A target a row: the predicted classes for None, what a function makes of the rows; a single one serves all."""
+    if callable(targets):
+        return targets(rows)
     if targets is None:
         logits = find_logits(rows)
         if logits is None:

@@ -81,7 +81,8 @@ class KPCA_CAM(ActivationCAM):
         X = torch.where(X.isnan(), 0, X)
         X = X - X.mean(1, keepdim=True)
         gamma = 1 / X.shape[2] if self.gamma is None else self.gamma
-        K = _pairwise(X, self.kernel) if callable(self.kernel) else _KERNELS[self.kernel](X, gamma)  # (B, N, N)
+        with ops.not_autocast(X):
+            K = _pairwise(X, self.kernel) if callable(self.kernel) else _KERNELS[self.kernel](X, gamma)  # (B, N, N)
         K = K - K.mean(1, keepdim=True) - K.mean(2, keepdim=True) + K.mean((1, 2), keepdim=True)
         values, vectors = torch.linalg.eigh(K)
         u = vectors[..., -1]

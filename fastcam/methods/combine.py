@@ -113,7 +113,7 @@ class FinerCAM(CombinedCAM):
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
         first = targets[0] if isinstance(targets, list | tuple) and targets else targets
         if run.output is not None and not (are_callables(targets) or callable(first)):  # a `ClassifierOutputTarget`
-            targets = self._compared(logits_of(run.output), targets)
+            targets = self.compared(logits_of(run.output), targets)
         return super().low_maps(run, targets, eigen_smooth)
 
     def _bound(self, alpha: float, comparison_categories: Sequence[int] | None) -> FinerCAM:
@@ -122,7 +122,7 @@ class FinerCAM(CombinedCAM):
         bound.alpha, bound.comparison_categories = alpha, comparison_categories
         return bound
 
-    def _compared(self, logits: Tensor, targets: Targets) -> list[Any]:
+    def compared(self, logits: Tensor, targets: Targets) -> list[Any]:
         """A target per image, or T of them, that compares the class with others."""
         classes = class_indices(targets, logits)
         B, K = logits.shape

@@ -224,7 +224,8 @@ class SESS(CombinedCAM):
                 if (n, m) not in matrices:
                     matrices[n, m] = resampling(n, m).to(cams)
             rows, columns = matrices[height, H][:, y : y + window], matrices[width, W][:, x : x + window]
-            pasted = rows @ cam @ columns.mT
+            with ops.not_autocast(cam):
+                pasted = rows @ cam @ columns.mT
             if self.pool == "max":
                 total = total.maximum(pasted * counts)
                 continue

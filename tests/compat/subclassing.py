@@ -73,9 +73,9 @@ def main(out):
         with cls(model=model, target_layers=layers) as cam:
             cam.batch_size = 8
             results[cls.__name__] = cam(input_tensor=x, targets=targets)
+            results[cls.__name__ + "_outputs"] = cam.outputs.detach().numpy()
             if cls is not InputGradientCAM:
                 results[cls.__name__ + "_smooth"] = cam(x, targets, aug_smooth=True)
-            results[cls.__name__ + "_outputs"] = cam.outputs.detach().numpy()
 
     cam = GradCAM(model, layers)
     results["predicted"] = cam(x, None)

@@ -1,0 +1,40 @@
+"""pytorch-grad-cam itself and fastcam under its name, side by side in one process."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import pytorch_grad_cam as theirs
+
+from fastcam import compat
+
+NAME = "pytorch_grad_cam"
+REAL = {"": theirs} | {
+    m.name.removeprefix(f"{NAME}."): importlib.import_module(m.name)
+    for m in pkgutil.walk_packages(theirs.__path__, f"{NAME}.")
+}
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """The real package as if it had not been imported."""
+    kept = {name: m for name, m in sys.modules.items() if name.partition(".")[0] == NAME}
+    for name in kept:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        compat.uninstall()
+        sys.modules.update(kept)
+
+
+@contextmanager
+def swapped() -> Iterator[ModuleType]:
+    """`pytorch_grad_cam`, by fastcam."""
+    with hidden(), compat.installed():
+        yield importlib.import_module(NAME)
