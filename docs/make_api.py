@@ -31,11 +31,10 @@ def text() -> str:
 def names_in(module: str) -> list[str]:
     """The public functions and classes of a package."""
     found = importlib.import_module(module)
-    names = getattr(found, "__all__", vars(found))
+    names = [n for n in getattr(found, "__all__", vars(found)) if not n.startswith("_")]
+    ours = {n: getattr(inspect.getmodule(getattr(found, n)), "__name__", "") for n in names}
     return [
-        n
-        for n in names
-        if not n.startswith("_") and inspect.getmodule(getattr(found, n)).__name__.startswith("fastcam.")
+        n for n, module in ours.items() if module.startswith("fastcam.") and not inspect.ismodule(getattr(found, n))
     ]
 
 
