@@ -23,13 +23,19 @@ def text() -> str:
     """The whole page."""
     parts = [HEAD]
     for module in MODULES:
-        try:
-            names = importlib.import_module(module).__all__
-        except ModuleNotFoundError:
-            continue
         parts.append(f"## `{module}`\n")
-        parts += [entry(module, name) for name in sorted(names, key=str.lower) if not name.startswith("__")]
+        parts += [entry(module, name) for name in sorted(names_in(module), key=str.lower)]
     return "\n".join(parts)
+
+
+def names_in(module: str) -> list[str]:
+    """The public functions and classes of a package."""
+    found = importlib.import_module(module)
+    names = [n for n in getattr(found, "__all__", vars(found)) if not n.startswith("_")]
+    ours = {n: getattr(inspect.getmodule(getattr(found, n)), "__name__", "") for n in names}
+    return [
+        n for n, module in ours.items() if module.startswith("fastcam.") and not inspect.ismodule(getattr(found, n))
+    ]
 
 
 def entry(module: str, name: str) -> str:

@@ -59,7 +59,7 @@ def test_many_classes_are_each_as_alone(method, signed, x):
     targets = torch.tensor([[0, 1, 4], [2, 2, 3]])
     cam = METHODS[method](net, "tail")
     many = cam.attribute(x, targets, normalize=False, size=None)
-    assert many.shape == (2, 3, 10, 12)
+    assert many.shape[:2] == (2, 3)
     for t, classes in enumerate(targets.T.tolist()):
         alone = cam.attribute(x, classes, normalize=False, size=None)
         assert alone.abs().max() > 1e-6

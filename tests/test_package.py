@@ -163,7 +163,8 @@ def test_examples_in_the_pages_run(page, tmp_path, monkeypatch):
     shared: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, page.name, "exec"), shared)  # the blocks build on each other
-    for link in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", text):
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", prose):
         assert (page.parent / "".join(link)).exists(), link
 
 
