@@ -507,6 +507,56 @@ def test_outputs_in_dictionaries(ours, net, x):
         assert set(cam.outputs) == {key} and not cam.outputs[key].requires_grad
 
 
+class Aside(nn.Module):
+    """Gives a tuple, and takes its image in a dictionary too."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x["image"] if isinstance(x, dict) else x), None
+
+
+def test_outputs_in_tuples_and_inputs_in_dictionaries(ours, net, x):
+    class Mine(ours.GradCAM):
+        def get_cam_weights(self, *arguments):
+            return super().get_cam_weights(*arguments)
+
+    model, expected = Aside(net), ours.GradCAM(net, [net[3]])(x)
+    for cls in (ours.GradCAM, Mine):
+        close(cls(model, [net[3]])(x), expected)
+    close(ours.GradCAM(model, [net[3]])({"image": x}), expected)  # Q20
+    whole = [lambda logits: logits[0, 1] + logits[1, 4] + logits[2, 2]]  # Q12: a tuple's parts, as there
+    each = theirs.GradCAM(model, [net[3]])(x, whole)
+    for cls in (ours.GradCAM, Mine):
+        close(cls(model, [net[3]])(x, whole), each)
+    with pytest.raises(TypeError, match="targets must be given for a model that returns list"):
+        Mine(nn.Sequential(net, Listed()), [net[3]])(x)
+
+
+class Listed(nn.Module):
+    def forward(self, y):
+        return [{"score": row.sum()} for row in y]
+
+
+def test_parallel_compiled_and_scripted_models(ours, net, x):
+    class Mine(ours.GradCAM):
+        def get_cam_weights(self, *arguments):
+            return super().get_cam_weights(*arguments)
+
+    expected = ours.GradCAM(net, [net[3]])(x, [0, 1, 2])
+    compiled = torch.compile(net, backend="eager")
+    compiled(x)  # compiled before there are hooks
+    for model in (nn.DataParallel(net), compiled):  # Q39, Q41
+        for cls in (ours.GradCAM, Mine):
+            close(cls(model, [net[3]])(x, [0, 1, 2]), expected)
+    traced = torch.jit.trace(net, x)
+    for cls in (ours.GradCAM, Mine):  # Q40
+        with pytest.raises(ValueError, match="did not run"):
+            cls(traced, [getattr(traced, "3")])(x, [0, 1, 2])
+
+
 def test_targets_of_the_wrong_kind_or_number(ours, net, x):
     vector = ours.utils.model_targets.RawScoresOutputTarget()
     with pytest.raises(ValueError, match="scalar"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,17 @@ from torch import Tensor, nn
 import fastcam
 from fastcam.compat.hooks import ActivationsAndGradients, LateRecorder
 from fastcam.compat.projections import get_2d_projection
-from fastcam.compat.runs import AUGMENTATIONS, as_numpy, detached, gradients_kept, listed, per_row, rows_of, smoothed
+from fastcam.compat.runs import (
+    AUGMENTATIONS,
+    as_numpy,
+    detached,
+    gradients_kept,
+    listed,
+    per_row,
+    reference_to,
+    rows_of,
+    smoothed,
+)
 from fastcam.compat.scaling import scale_cam_image
 from fastcam.methods.base import BaseCAM as NativeCAM
 from fastcam.record import evaluation, hooked, unwrap
@@ -143,7 +152,7 @@ class BaseCAM:
             return self.by_steps(input_tensor, targets, eigen_smooth)
         try:
             return self._natively(native, input_tensor, targets, eigen_smooth)
-        except (ValueError, TypeError) as refusal:
+        except (ValueError, TypeError, IndexError) as refusal:
             try:
                 return self.by_steps(input_tensor, targets, eigen_smooth)
             except Exception:
@@ -209,9 +218,9 @@ class BaseCAM:
 
     def fast(self, x: Any, targets: Any) -> Any:
         """fastcam's own method, bound; None where the user's changes or the arguments ask for the steps."""
-        if not self.native or self._is_changed() or not isinstance(x, Tensor) or not x.is_floating_point():
+        if not self.native or self._is_changed() or isinstance(x, Tensor) and not x.is_floating_point():
             return None
-        if targets is not None and len(targets) not in (1, len(x)):
+        if targets is not None and isinstance(x, Tensor) and len(targets) not in (1, len(x)):
             return None  # a model may give other than an output an image
         inside = set(unwrap(self.model).modules())
         if any(layer not in inside for layer in self.target_layers):
@@ -230,7 +239,7 @@ class BaseCAM:
         with hooked([unwrap(self.model)], lambda _, output: seen.append(output) if not seen else None):
             maps = native(x, targets, eigen_smooth=eigen_smooth)
         self.outputs = detached(seen[0]) if seen and not isinstance(seen[0], Tensor) else native.outputs
-        self._last = weakref.ref(x), targets
+        self._last = reference_to(x), targets
         return maps
 
     def by_steps(self, x: Any, targets: Any, eigen_smooth: bool) -> np.ndarray:
@@ -251,8 +260,8 @@ class BaseCAM:
     @contextmanager
     def _recording(self, x: Any, targets: Any, recorder: Any) -> Iterator[tuple[Any, Any]]:
         """One run, forward and, if gradients are used, backward, through the recorder; gives input and targets."""
-        self._last = weakref.ref(x), targets
-        x = x.to(self.device)
+        self._last = reference_to(x), targets
+        x = x.to(self.device) if hasattr(x, "to") else x
         parameters = list(self.model.parameters())
         with evaluation(self.model), torch.set_grad_enabled(self.uses_gradients), gradients_kept(parameters):
             leaf = x = x.clone() if isinstance(x, Tensor) and x.is_inference() else x
@@ -262,7 +271,7 @@ class BaseCAM:
                 leaf = x.detach().requires_grad_(x.is_floating_point())
                 x = leaf if self.compute_input_gradient else x
             self.outputs = recorder(leaf)
-            rows = rows_of(self.outputs)
+            rows = rows_of(self.outputs, targets)
             targets = per_row(targets, rows)
             if self.uses_gradients:
                 loss = sum(target(row) for target, row in zip(targets, rows, strict=False))

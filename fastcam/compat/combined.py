@@ -21,6 +21,9 @@ from fastcam.targets import logits_of
 DEFAULT_COMPARISON_CATEGORIES = (1, 2, 3)
 
 
+_CALL = {"forward": BaseCAM.forward, "__call__": BaseCAM.__call__}
+
+
 class Combined:
     """What the methods share: calls, `with`, and fastcam's own method over that of the CAMs inside."""
 
@@ -58,7 +61,7 @@ class Combined:
 
 def native_base(cam: Any, x: Any, targets: Any, layers: Sequence[nn.Module] | None = None) -> Any:
     """fastcam's own method of a CAM, with these layers or its own; None where the CAM asks for its steps."""
-    if not isinstance(cam, BaseCAM) or type(cam).forward is not BaseCAM.forward or "forward" in vars(cam):
+    if not isinstance(cam, BaseCAM) or any(getattr(type(cam), n) is not f or n in vars(cam) for n, f in _CALL.items()):
         return None
     native = cam.fast(x, targets)
     return native if native is None or layers is None else cam.bound(layers)

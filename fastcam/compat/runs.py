@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -45,7 +46,9 @@ def smoothed(
 
 
 def as_numpy(t: Any) -> np.ndarray:
-    """Activations or gradients as numpy, in fp32 at least."""
+    """Activations or gradients as numpy, in fp32 at least; ValueError for None, which stands for none."""
+    if t is None:
+        raise ValueError("a target layer gave no activation or no gradient: it did not run, or the output is not of it")
     if not isinstance(t, Tensor):
         t = torch.from_numpy(np.ascontiguousarray(t))
     return ops.wide(t.detach()).cpu().numpy()
@@ -59,10 +62,16 @@ def listed(targets: Any) -> Any:
     return [t if callable(t) else ClassifierOutputTarget(int(t)) for t in targets]
 
 
-def rows_of(outputs: Any) -> Any:
-    """What targets are called with, one by one: the logits in a mapping, otherwise the outputs as they are."""
-    if isinstance(outputs, Mapping) or hasattr(outputs, "logits"):
-        return find_logits(outputs)
+def rows_of(outputs: Any, targets: Any) -> Any:
+    """What targets are called with, one by one: the outputs as they are, but the logits in a mapping.
+
+    Where the targets are yet to be found, the logits anyway.
+    """
+    if targets is None or callable(targets) or isinstance(outputs, Mapping) or hasattr(outputs, "logits"):
+        logits = find_logits(outputs)
+        if logits is None and targets is None:
+            raise TypeError(f"targets must be given for a model that returns {type(outputs).__name__}")
+        return outputs if logits is None else logits
     return outputs
 
 
@@ -71,11 +80,13 @@ def per_row(targets: Any, rows: Any) -> Any:
     if callable(targets):
         return targets(rows)
     if targets is None:
-        logits = find_logits(rows)
-        if logits is None:
-            raise TypeError(f"targets must be given for a model that returns {type(rows).__name__}")
-        return [ClassifierOutputTarget(c) for c in logits.detach().argmax(-1).tolist()]
-    return targets * len(rows) if len(targets) == 1 and hasattr(rows, "__len__") else targets
+        return [ClassifierOutputTarget(c) for c in rows.detach().argmax(-1).tolist()]
+    return targets * len(rows) if len(targets) == 1 and isinstance(rows, Tensor | list) else targets
+
+
+def reference_to(x: Any) -> Callable[[], Any]:
+    """A weak reference to a tensor; what else a model takes is not kept."""
+    return weakref.ref(x) if isinstance(x, Tensor) else lambda: None
 
 
 def detached(output: Any) -> Any:
