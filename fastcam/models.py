@@ -8,7 +8,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +62,7 @@ def load_model(
         assert weights is not None
         _load_file(model, weights)
     elif weights is None and (":" not in name or name.startswith("timm:")):
-        warnings.warn(f"the weights of {name} are random: pass --weights", stacklevel=2)
+        warnings.warn(f"the weights of {name} are random (seed 0): pass --weights", stacklevel=2)
     if entry is not None:
         preprocess = _preprocess_of(entry)
     if size is not None and not name.startswith("timm:"):
@@ -121,7 +122,16 @@ def _torchvision_model(name: str, entry: Any) -> nn.Module:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce their initialisation
-        return models.get_model(name, weights=entry)
+        with random_but_the_same():
+            return models.get_model(name, weights=entry)
+
+
+@contextmanager
+def random_but_the_same() -> Iterator[None]:
+    """Random weights that are made inside are those of seed 0; the caller's generator goes on as if nothing was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _torchvision_weights(name: str, weights: str) -> Any:
@@ -147,10 +157,11 @@ def _timm_model(name: str, weights: str | None, size: int | None) -> tuple[nn.Mo
         raise ValueError(f"weights {weights!r} are neither a file nor DEFAULT, which is what timm:{name} takes")
     pretrained = weights is not None
     sized: dict[str, Any] = {} if size is None else {"img_size": size}
-    try:
-        model = timm.create_model(name, pretrained=pretrained, **sized)
-    except TypeError:  # a convolutional network takes any size
-        model = timm.create_model(name, pretrained=pretrained)
+    with random_but_the_same():
+        try:
+            model = timm.create_model(name, pretrained=pretrained, **sized)
+        except TypeError:  # a convolutional network takes any size
+            model = timm.create_model(name, pretrained=pretrained)
     config = timm.data.resolve_data_config({}, model=model)
     height, width = config["input_size"][1:]
     if size is None and height != width:

@@ -154,7 +154,7 @@ def test_weights_from_a_file(photos, tmp_path, capsys):
 
 
 def test_torchvision_names(capsys):
-    with pytest.warns(UserWarning, match="weights of resnet18 are random: pass --weights"):
+    with pytest.warns(UserWarning, match=r"weights of resnet18 are random \(seed 0\): pass --weights"):
         assert load_model("resnet18", size=64).preprocess.crop == 64
     for arguments, message in [
         (["--model", "resnet19"], "no torchvision model 'resnet19'; the nearest names: resnet1"),
@@ -234,7 +234,7 @@ def test_an_interruption(photos, tmp_path, capsys, monkeypatch):
 def test_timm_models(photos, tmp_path, capsys):
     pytest.importorskip("timm")
     out = tmp_path / "out"
-    with pytest.warns(UserWarning, match="weights of timm:test_vit are random: pass --weights"):
+    with pytest.warns(UserWarning, match=r"weights of timm:test_vit are random \(seed 0\): pass --weights"):
         loaded = load_model("timm:test_vit")
     config = loaded.model.pretrained_cfg
     side = config["input_size"][1]

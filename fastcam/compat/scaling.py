@@ -28,7 +28,7 @@ def scale_cam_image(cam: Any, target_size: Sequence[int] | None = None) -> np.nd
     batch = (batch / (1e-7 + batch.max(axes, keepdims=True))).astype(np.float32)
     if target_size is None:
         return batch
-    batch = batch[..., None] if batch.ndim == 2 else batch  # a line is a column of pixels
+    batch = batch[:, None] if batch.ndim == 2 else batch  # a line is a picture one pixel high
     return ops.resize(torch.from_numpy(batch), tuple(target_size)[::-1]).numpy()
 
 
