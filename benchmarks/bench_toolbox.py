@@ -80,10 +80,9 @@ def cam(name: str, *layers: str, **options: Any) -> Callable[[Problem], dict[str
         cls = getattr(pytorch_grad_cam, name)
         reference = cls(theirs.net, [m for layer in chosen for m in find_layers(theirs.net, layer)], **options)
         targets = [ClassifierOutputTarget(t) for t in problem.targets]
-        return {
-            "fastcam": partial(ours, problem.x, problem.targets),
-            "grad-cam": partial(reference, problem.x, targets),
-        }
+        # Finer-CAM compares a plain class index with other classes, which grad-cam does for the predicted ones only.
+        given = targets if name == "FinerCAM" else problem.targets
+        return {"fastcam": partial(ours, problem.x, given), "grad-cam": partial(reference, problem.x, targets)}
 
     return sides
 

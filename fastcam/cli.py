@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
         try:
             return options.run(options)
+        except BrokenPipeError:  # of `| head`
+            sys.stdout = None  # nothing is flushed into it any more
+            return 0
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             _complain(error)
             return 2
@@ -61,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     _model_arguments(explain)
     methods = [*METHODS, *ATTENTION, *SALIENCY]
-    explain.add_argument("--method", choices=methods, default="gradcam", help="default: gradcam")
+    explain.add_argument("--method", choices=methods, default="gradcam", action=_Once, help="default: gradcam")
     explain.add_argument("--layer", action="append", help="name, index path or glob; repeat for several layers")
-    explain.add_argument("--target", type=int, help="class index; default: the predicted class")
+    explain.add_argument("--target", type=int, action=_Once, help="class index; default: the predicted class")
     explain.add_argument("--aug-smooth", action="store_true", help="mean over six augmentations of the image")
     explain.add_argument("--eigen-smooth", action="store_true", help="principal component instead of the sum")
     explain.add_argument(
@@ -305,6 +308,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
     return int(text)
+
+
+class _Once(argparse.Action):
+    """An argument that may not be repeated: the last one would count without a word."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if self.dest in vars(namespace).setdefault("given", set()):
+            parser.error(f"{option_string} is given twice: run the command once for each")
+        namespace.given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -61,7 +61,10 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
     None is the predicted class; one target serves the whole batch; any other mismatch of lengths is a ValueError.
     """
     if logits.ndim != 2:
-        raise ValueError(f"class indices need logits (B, classes), got {tuple(logits.shape)}: use callables")
+        raise ValueError(
+            f"class indices need logits (B, classes), got {tuple(logits.shape)}: use callables, "
+            "SemanticSegmentationTarget or BinaryClassifierOutputTarget say"
+        )
     if targets is None:
         return logits.detach().argmax(1)
     B, K = logits.shape

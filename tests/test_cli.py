@@ -155,7 +155,10 @@ def test_weights_from_a_file(photos, tmp_path, capsys):
 
 def test_torchvision_names(capsys):
     with pytest.warns(UserWarning, match=r"weights of resnet18 are random \(seed 0\): pass --weights"):
-        assert load_model("resnet18", size=64).preprocess.crop == 64
+        loaded = load_model("resnet18", size=64)
+    with pytest.warns(UserWarning):
+        again = load_model("resnet18")
+    assert loaded.preprocess.crop == 64 and torch.equal(loaded.model.fc.weight, again.model.fc.weight)
     for arguments, message in [
         (["--model", "resnet19"], "no torchvision model 'resnet19'; the nearest names: resnet1"),
         (["--model", "models:nothing"], "has no callable 'nothing'"),
@@ -194,6 +197,14 @@ def test_layers_prints_names_types_shapes_and_a_suggestion(capsys):
     assert lines[-1] == "suggested: tail"
     (row,) = (line.split() for line in lines if line.startswith("body.0"))
     assert row == ["body.0", "Conv2d", "1", "x", "12", "x", "16", "x", "16", "7", "x", "7"]
+
+
+@pytest.mark.parametrize("twice", [("--method", "gradcam", "layercam"), ("--target", 1, 2)])
+def test_what_counts_once_may_not_be_repeated(twice, photos, tmp_path, capsys):
+    flag, first, second = twice
+    with pytest.raises(SystemExit):
+        explain(photos, flag, first, flag, second, "--out", tmp_path / "out")
+    assert f"{flag} is given twice" in capsys.readouterr().err
 
 
 def test_the_command_is_installed():

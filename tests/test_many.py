@@ -9,7 +9,7 @@ import fastcam
 from fastcam.methods import METHODS
 from fastcam.methods.perturbation import PerturbationCAM
 
-from models import TinyNet, tiny
+from models import TinyNet, build, inputs, tiny
 
 ONE_PASS = [
     *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam", "eigencam", "eigengradcam"),
@@ -87,6 +87,16 @@ def test_long_batches_go_in_parts_with_their_own_targets():
     torch.testing.assert_close(
         answers["gradcam"]["body"], fastcam.GradCAM(tiny(), "body").attribute(x, targets), rtol=0, atol=1e-5
     )
+
+
+def test_names_of_classes_and_attention_methods(x):
+    model, image = build("small_vit"), inputs("small_vit", 1)
+    answers = fastcam.explain(model, image, ["LayerCAM", "legrad"], "encoder.layers[-1]", 1)
+    assert list(answers) == ["layercam", "legrad"]
+    for name, cls in [("layercam", fastcam.LayerCAM), ("legrad", fastcam.LeGrad)]:
+        (maps,) = answers[name].values()
+        torch.testing.assert_close(maps, cls(model, "encoder.layers[-1]").attribute(image, 1), rtol=0, atol=1e-5)
+    assert list(fastcam.explain(tiny(), x, "gradcam")) == ["gradcam"]
 
 
 def test_bad_input(x):

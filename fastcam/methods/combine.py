@@ -143,8 +143,8 @@ class RefineCAM(CombinedCAM):
 
     map = min_max(prod_l map_l), map_l the finished map in [0, 1] of `base_method` at layer l
 
-    One run of the model serves all layers. `attribute(normalize=False)` gives the product itself, `size=None` at the
-    size of the layer with most positions.
+    One run of the model serves all layers; without `target_layers` it is one layer, with nothing to refine.
+    `attribute(normalize=False)` gives the product itself, `size=None` at the size of the layer with most positions.
 
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
     >>> RefineCAM(model, ["0"])(torch.rand(2, 1, 8, 8), targets=1).shape

@@ -112,7 +112,7 @@ def run_dff_on_image(
     """The concepts of one image as a picture, uint8 `(H, 3 W, 3)`: the image, its concepts in colours, and a legend.
 
     classifier   from concepts `(K, C)` to logits; the legend names each concept's `top_k` classes, by
-                 `model.config.id2label`, and their probabilities
+                 `model.config.id2label` if it has that, and their probabilities
     img_pil      the image, RGB, as Pillow or numpy has it, of the size `(H, W)` of `img_tensor`
     img_tensor   `(k, H, W)`, as the model takes it
     Raises as `DeepFeatureFactorization` does.
@@ -123,7 +123,8 @@ def run_dff_on_image(
     factorize = DeepFeatureFactorization(model, target_layer, reshape_transform, classifier)
     _, maps, logits = factorize(img_tensor[None], n_components)
     probabilities = torch.from_numpy(logits).softmax(-1).numpy()
-    config: Any = model.config
-    legend = create_labels_legend(probabilities, config.id2label, top_k)
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    names = names or {c: f"class {c}" for c in range(probabilities.shape[-1])}
+    legend = create_labels_legend(probabilities, names, top_k)
     shown = show_factorization_on_image(picture / 255, maps[0], image_weight=0.3, concept_labels=legend)
     return np.hstack((picture, shown))

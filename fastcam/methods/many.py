@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import default_layer, find_layers, layer_name
-from fastcam.methods import METHODS
+from fastcam.methods import ATTENTION, METHODS
 from fastcam.methods.base import BaseCAM, Size, map_size, per_target
 from fastcam.methods.combine import CombinedCAM
 from fastcam.methods.fullgrad import FullGrad
@@ -23,7 +23,7 @@ Answers = dict[str, dict[str, Tensor]]
 def explain(
     model: nn.Module,
     input_tensor: Any,
-    methods: Sequence[str | type[BaseCAM]] = ("gradcam",),
+    methods: str | Sequence[str | type[BaseCAM]] = ("gradcam",),
     layers: Any = None,
     targets: Targets = None,
     *,
@@ -40,8 +40,8 @@ def explain(
     and Recipro-CAM share another forward pass. What a method runs beyond that, Score-CAM's masked images say, it runs.
     Each map is that of the method's class at that layer alone.
 
-    methods     names as in the command line, or classes; those that take every layer, FullGrad say, have one answer,
-                under "all layers"
+    methods     names as in the command line or of the classes, or classes; those that take every layer, FullGrad say,
+                have one answer, under "all layers"
     layers      as `target_layers` of `GradCAM`; each has its own maps, under its dotted name
     targets     as in `GradCAM`'s call
     options     arguments of the methods' classes: `{"scorecam": {"batch_size": 16}}`
@@ -58,7 +58,7 @@ def explain(
     cams = {}
     if not methods:
         raise ValueError("methods is empty: give at least one")
-    for method in methods:
+    for method in [methods] if isinstance(methods, str) else methods:
         name, cls = _named(method)
         everywhere = issubclass(cls, FullGrad)
         cams[name] = cls(model, [] if everywhere else chosen, reshape_transform, **(options or {}).get(name, {}))
@@ -83,9 +83,12 @@ def explain(
 def _named(method: str | type[BaseCAM]) -> tuple[str, type[BaseCAM]]:
     if isinstance(method, type) and issubclass(method, BaseCAM):
         return next((name for name, cls in METHODS.items() if cls is method), method.__name__), method
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"methods must be classes or names among {', '.join(METHODS)}, got {method!r}")
-    return method, METHODS[method]
+    known = METHODS | ATTENTION
+    by_class = {cls.__name__: name for name, cls in known.items()}
+    name = by_class.get(method, method) if isinstance(method, str) else None
+    if name not in known:
+        raise ValueError(f"methods must be classes or names among {', '.join(known)}, got {method!r}")
+    return name, known[name]
 
 
 def _of_part(

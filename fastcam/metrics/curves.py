@@ -123,6 +123,9 @@ def _baseline(x: Tensor, baseline: Baseline) -> Tensor:
         return baseline.to(x)
     if isinstance(baseline, str):
         if baseline != "blur" or x.ndim != 4:
-            raise ValueError(f'baseline must be "blur" for images, a number or a tensor, got {baseline!r}')
+            raise ValueError(
+                f'baseline must be a number, a tensor, or for images (B, k, H, W) "blur", got {baseline!r} for '
+                f"{tuple(x.shape)}"
+            )
         return blurred(x)
     return torch.full((1,), float(baseline), dtype=x.dtype, device=x.device)
