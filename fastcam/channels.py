@@ -12,39 +12,79 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from fastcam.inputs import Inputs
 from fastcam.observe import Sight, observe
 
+_ADVICE = (
+    "pass reshape_transform=lambda t: t for (B, C, h, w) or lambda t: t.movedim(-1, 1) for (B, h, w, C), or one that "
+    "lays it out"
+)
 _CHANNELS_FIRST = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm)
 
 
 def channels_last(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> bool:
-    """Whether an output of the input's rank is `(B, ..., C)`; LookupError if that can't be told."""
+    """Whether an output of the input's rank is `(B, ..., C)`; LookupError if that can't be told, or it is no map."""
+    if isinstance(layer, _CHANNELS_FIRST):
+        return False
     last = by_width(layer, shape)
-    if last is None and not any(hasattr(m, "normalized_shape") for m in net.modules()):
+    if last is False and not _has_tokens(net):
         return False  # a convolutional network
+    sights = observe(net, x[:1])
+    seen = next((s.shape for s in sights if s.module is layer and s.returned), None)
+    if seen is not None and (len(seen) != len(shape) or seen[0] != 1):
+        raise LookupError(f"the batch is not its first dimension: it is {tuple(seen)} for one image, {_ADVICE}")
     if last is None:
-        last = by_neighbours(layer, observe(net, x[:1]))
+        last = by_neighbours(layer, sights)
+    if last is None and not any(_gives_features_last(s) for s in sights):
+        last = False
     if last is None:
-        raise LookupError(
-            "whether its channels are first or last can't be told, pass reshape_transform=lambda t: t for (B, C, h, w) "
-            "or lambda t: t.movedim(-1, 1) for (B, h, w, C)"
-        )
+        last = by_width(layer, shape, alone=True)
+    if last is None:
+        raise LookupError(f"whether its channels are first or last can't be told, {_ADVICE}")
+    _check_grid(shape[1:-1] if last else shape[2:], x.image.shape[2:])
     return last
 
 
-def by_width(layer: nn.Module, shape: Sequence[int], incoming: bool = False) -> bool | None:
+def _has_tokens(net: nn.Module) -> bool:
+    return any(
+        hasattr(m, "normalized_shape") or isinstance(m, nn.RNNBase | nn.MultiheadAttention) for m in net.modules()
+    )
+
+
+def _gives_features_last(sight: Sight) -> bool:
+    """Whether a module that works on the last dimension gave more than a vector an image."""
+    return sight.returned and isinstance(sight.module, nn.Linear | nn.RNNBase) and len(sight.shape) > 2
+
+
+def _check_grid(positions: Sequence[int], image: Sequence[int]) -> None:
+    """LookupError where positions are much finer along one dimension of the image than along another."""
+    steps = [n / max(1, p) for n, p in zip(image, positions, strict=False)]
+    if len(positions) == len(image) > 1 and max(steps) > 2.5 * min(steps):
+        raise LookupError(
+            f"its {' x '.join(map(str, positions))} positions are no grid of an image {' x '.join(map(str, image))}, "
+            f"{_ADVICE}"
+        )
+
+
+def by_width(layer: nn.Module, shape: Sequence[int], incoming: bool = False, alone: bool = False) -> bool | None:
     """Whether channels are last, by the width of the layer's last norm, convolution or linear map; None: no telling.
 
     incoming   of what the layer, a module without children then, is given
+    alone      where nothing else tells: a linear map inside the layer whose width is found in the channels' place
     """
     ends = [m for m in layer.modules() if hasattr(m, "weight") and not isinstance(m, nn.Embedding)]
+    if isinstance(layer, nn.RNNBase):
+        return True if layer.batch_first else None
     if not ends:
         return False if "Pool" in type(layer).__name__ and incoming else None
     end = ends[-1]
     if isinstance(end, _CHANNELS_FIRST) or type(end).__name__.endswith("2d"):
-        return False
+        width = getattr(end, "out_channels", getattr(end, "num_features", getattr(end, "num_channels", None)))
+        swapped = end is not layer and width is not None and shape[1] != width and shape[-1] == width
+        return swapped  # by a permutation behind it
     if end is layer and isinstance(end, nn.Linear) or type(end) in (nn.LayerNorm, nn.RMSNorm) and end is layer:
         return True
     width = _width(end, incoming)
     first, last = shape[1] == width, shape[-1] == width
+    if isinstance(end, nn.Linear) and first and not last and not alone:  # it works on the last: something is between
+        return None
     return last if first != last else None
 
 

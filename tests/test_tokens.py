@@ -401,3 +401,58 @@ def test_the_references_transforms():
     assert swinT_reshape_transform(torch.rand(2, 7, 7, 5)).shape == (2, 5, 7, 7)
     levels = {"0": torch.randn(2, 3, 8, 8), "1": torch.randn(2, 3, 4, 4), "pool": torch.randn(2, 3, 2, 2)}
     assert torch.equal(fasterrcnn_reshape_transform(levels), theirs.fasterrcnn_reshape_transform(levels))
+
+
+class Lstm(nn.Module):
+    """A convolution and an LSTM on signals."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.lstm, self.head = nn.Conv1d(2, 16, 3, padding=1), nn.LSTM(16, 24, batch_first=True), None
+        self.drop, self.head = nn.Dropout(), nn.Linear(24, 3)
+
+    def forward(self, x):
+        h, _ = self.lstm(self.stem(x).transpose(1, 2))
+        return self.head(self.drop(h * 1).mean(1))
+
+
+def test_features_of_an_lstm_are_last():
+    net, x = Lstm().eval(), torch.randn(2, 2, 100)
+    right = GradCAM(net, "lstm", lambda t: t.movedim(-1, 1)).attribute(x, 1, normalize=False, size=None)
+    assert right.shape == (2, 100)
+    assert torch.equal(GradCAM(net, "lstm").attribute(x, 1, normalize=False, size=None), right)
+    with pytest.raises(ValueError, match="channels are first or last can't be told, pass reshape_transform"):
+        GradCAM(net, "drop")(x, 1)
+
+
+def test_a_convolution_and_a_permutation_in_one_module():
+    class Patches(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).permute(0, 2, 3, 1)
+
+    net = nn.Sequential(
+        Patches(nn.Conv2d(3, 10, 4, 4)), Permute(0, 3, 1, 2), nn.ReLU(), nn.Flatten(), nn.Linear(480, 3)
+    )
+    x = torch.randn(2, 3, 24, 32)
+    assert GradCAM(net, "0").attribute(x, 1, size=None).shape == (2, 6, 8)
+
+
+def test_signals_with_the_sequence_first_are_an_error_whatever_their_length():
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv1d(2, 16, 4, 4), nn.Linear(16, 3)
+            self.block = nn.TransformerEncoderLayer(16, 2, 32)
+
+        def forward(self, x):
+            return self.head(self.block(self.stem(x).permute(2, 0, 1)).mean(0))
+
+    for batch in (2, 8):  # of 8 tokens
+        with pytest.raises(ValueError, match="the batch is not its first dimension"):
+            GradCAM(Sequence().eval(), "block")(torch.randn(batch, 2, 32), 1)
+
+
+def test_positions_that_are_no_grid_of_the_image_are_an_error():
+    model = timm.create_model("nest_tiny", pretrained=False, num_classes=5, img_size=112).eval()
+    with pytest.raises(ValueError, match="positions are no grid of an image 112 x 112, pass reshape_transform"):
+        GradCAM(model, "levels.1.transformer_encoder")(torch.randn(1, 3, 112, 112), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
@@ -31,6 +32,14 @@ class _Stand(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         value = self.__dict__[name] = find(name)
         return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("__all__", ()) and not isinstance(value, ModuleType):
+            warnings.warn(
+                f"{self.__name__}.{name} is replaced, which fastcam's methods do not see: override a step of BaseCAM",
+                stacklevel=2,
+            )
+        super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
         return sorted({*self.__dict__, *self.__dict__["__all__"]})

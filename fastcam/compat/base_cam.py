@@ -20,9 +20,9 @@ from fastcam.compat.runs import (
     gradients_kept,
     listed,
     per_row,
-    reference_to,
     rows_of,
     smoothed,
+    version_of,
 )
 from fastcam.compat.scaling import scale_cam_image
 from fastcam.methods.base import BaseCAM as NativeCAM
@@ -84,7 +84,7 @@ class BaseCAM:
         self.outputs: Any = None
         self._flags = (compute_input_gradient, uses_gradients, detach)
         self._recorder: Any = None
-        self._last: tuple[Any, Any] | None = None  # input, by a weak reference, and targets
+        self._last: tuple[Any, Any, int] | None = None  # input, targets, and how often the input was written into
         self._bound: tuple[tuple[Any, ...], Any] = ((), None)
 
     @property
@@ -239,7 +239,7 @@ class BaseCAM:
         with hooked([unwrap(self.model)], lambda _, output: seen.append(output) if not seen else None):
             maps = native(x, targets, eigen_smooth=eigen_smooth)
         self.outputs = detached(seen[0]) if seen and not isinstance(seen[0], Tensor) else native.outputs
-        self._last = reference_to(x), targets
+        self._last = x, targets, version_of(x)
         return maps
 
     def by_steps(self, x: Any, targets: Any, eigen_smooth: bool) -> np.ndarray:
@@ -260,7 +260,7 @@ class BaseCAM:
     @contextmanager
     def _recording(self, x: Any, targets: Any, recorder: Any) -> Iterator[tuple[Any, Any]]:
         """One run, forward and, if gradients are used, backward, through the recorder; gives input and targets."""
-        self._last = reference_to(x), targets
+        self._last = x, targets, version_of(x)
         x = x.to(self.device) if hasattr(x, "to") else x
         parameters = list(self.model.parameters())
         with evaluation(self.model), torch.set_grad_enabled(self.uses_gradients), gradients_kept(parameters):
@@ -288,12 +288,18 @@ class BaseCAM:
         return self.model, self.target_layers, self.reshape_transform, self.detach
 
     def _record_last(self, recorder: ActivationsAndGradients) -> None:
-        """Let a recorder see the last call once more, if its input still exists."""
-        x, targets = self._last or (lambda: None, None)
-        if (x := x()) is not None:
-            outputs = self.outputs
-            with self._recording(x, targets, recorder):
-                self.outputs = outputs
+        """Let a recorder see the last call once more; RuntimeError if its input was written into since."""
+        if self._last is None:
+            return
+        x, targets, version = self._last
+        if version_of(x) != version:
+            raise RuntimeError(
+                "the input of the last call was changed since, so that its activations can't be recorded any more: "
+                "look at activations_and_grads before the call"
+            )
+        outputs = self.outputs
+        with self._recording(x, targets, recorder):
+            self.outputs = outputs
 
 
 _SCALE = scale_cam_image

@@ -293,7 +293,7 @@ class FullGrad(_ByName, BaseCAM):
         super().__init__(model, [], reshape_transform)
 
     def compute_cam_per_layer(self, input_tensor: Any, targets: Any, eigen_smooth: bool) -> Any:
-        """The sum over the input and all layers, `(B, 1, H, W)`."""
+        """The sum over the input and all layers, one map `(B, 1, H, W)` in a list."""
         size = self.get_target_width_height(input_tensor)
         maps = self.bound([]).attribute(
             input_tensor.detach(),
@@ -302,4 +302,4 @@ class FullGrad(_ByName, BaseCAM):
             normalize=False,
             size="input" if size is None else tuple(size)[::-1],
         )
-        return maps[:, None].cpu().numpy()
+        return [maps[:, None].cpu().numpy()]

@@ -59,6 +59,8 @@ MODULES = {  # parents before children
 }
 
 _IN = {  # all other names are in fastcam itself
+    "fastcam.compat.metrics": "RemoveMostRelevantFirst RemoveLeastRelevantFirst ROADMostRelevantFirst "
+    "ROADLeastRelevantFirst",
     "fastcam.compat.base_cam": "BaseCAM",
     "fastcam.compat.hooks": "ActivationsAndGradients",
     "fastcam.compat.cams": "AblationCAM EigenCAM EigenGradCAM FEM FullGrad GradCAM GradCAMElementWise GradCAMPlusPlus "

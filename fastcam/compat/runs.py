@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -84,9 +83,9 @@ def per_row(targets: Any, rows: Any) -> Any:
     return targets * len(rows) if len(targets) == 1 and isinstance(rows, Tensor | list) else targets
 
 
-def reference_to(x: Any) -> Callable[[], Any]:
-    """A weak reference to a tensor; what else a model takes is not kept."""
-    return weakref.ref(x) if isinstance(x, Tensor) else lambda: None
+def version_of(x: Any) -> int:
+    """How often a tensor was written into; 0 for what else a model takes."""
+    return x._version if isinstance(x, Tensor) and not x.is_inference() else 0
 
 
 def detached(output: Any) -> Any:

@@ -29,7 +29,7 @@ class CombinedCAM(BaseCAM):
         self,
         model: nn.Module,
         target_layers: Any = None,
-        reshape_transform: Callable[[Any], Tensor] | None = None,
+        reshape_transform: Callable[[Any], Tensor] | str | None = None,
         base_method: Callable[..., BaseCAM] = GradCAM,
         **kwargs: Any,
     ) -> None:
@@ -63,15 +63,27 @@ class FinerCAM(CombinedCAM):
     (2, 8, 8)
     """
 
-    alpha = 1.0
-    comparison_categories: Sequence[int] | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Any = None,
+        reshape_transform: Callable[[Any], Tensor] | str | None = None,
+        base_method: Callable[..., BaseCAM] = GradCAM,
+        *,
+        alpha: float = 1.0,
+        comparison_categories: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Arguments as in `GradCAM`, the class of the method, options for it, and what a call takes by default."""
+        super().__init__(model, target_layers, reshape_transform, base_method, **kwargs)
+        self.alpha, self.comparison_categories = alpha, comparison_categories
 
     def __call__(  # type: ignore[override]
         self,
         input_tensor: Any,
         targets: Targets = None,
         eigen_smooth: bool = False,
-        alpha: float = 1,
+        alpha: float | None = None,
         comparison_categories: Sequence[int] | None = None,
         target_idx: int | None = None,
         aug_smooth: bool = False,
@@ -81,7 +93,8 @@ class FinerCAM(CombinedCAM):
 
         targets                 None or class indices: the classes c that are compared with others, the predicted ones
                                 by default; callables are explained as they are
-        alpha                   strength of the comparison; 0 is the map of the class itself
+        alpha                   strength of the comparison, 1 unless the constructor was told; 0 is the map of the
+                                class itself
         comparison_categories   which classes to compare with, by their place among all sorted by the distance of their
                                 logits from y_c: 0 is c, 1 the most similar; (1, 2, 3) by default; too large ones are
                                 left out
@@ -99,7 +112,7 @@ class FinerCAM(CombinedCAM):
         input_tensor: Any,
         targets: Targets = None,
         *,
-        alpha: float = 1,
+        alpha: float | None = None,
         comparison_categories: Sequence[int] | None = None,
         target_idx: int | None = None,
         **options: Any,
@@ -116,10 +129,11 @@ class FinerCAM(CombinedCAM):
             targets = self.compared(logits_of(run.output), targets)
         return super().low_maps(run, targets, eigen_smooth)
 
-    def _bound(self, alpha: float, comparison_categories: Sequence[int] | None) -> FinerCAM:
+    def _bound(self, alpha: float | None, comparison_categories: Sequence[int] | None) -> FinerCAM:
         """A copy with the settings of one call, so that calls from several threads keep apart."""
         bound = copy.copy(self)
-        bound.alpha, bound.comparison_categories = alpha, comparison_categories
+        bound.alpha = self.alpha if alpha is None else alpha
+        bound.comparison_categories = comparison_categories or self.comparison_categories
         return bound
 
     def compared(self, logits: Tensor, targets: Targets) -> list[Any]:
@@ -155,7 +169,7 @@ class RefineCAM(CombinedCAM):
         self,
         model: nn.Module,
         target_layers: Any = None,
-        reshape_transform: Callable[[Any], Tensor] | None = None,
+        reshape_transform: Callable[[Any], Tensor] | str | None = None,
         base_method: Callable[..., BaseCAM] = GradCAMPlusPlus,
         **kwargs: Any,
     ) -> None:

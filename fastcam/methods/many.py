@@ -60,6 +60,8 @@ def explain(
         raise ValueError("methods is empty: give at least one")
     for method in [methods] if isinstance(methods, str) else methods:
         name, cls = _named(method)
+        if name in cams:
+            raise ValueError(f"methods has {name!r} twice")
         everywhere = issubclass(cls, FullGrad)
         cams[name] = cls(model, [] if everywhere else chosen, reshape_transform, **(options or {}).get(name, {}))
     if others := [name for name in options or {} if name not in cams]:
