@@ -168,6 +168,17 @@ def test_examples_in_the_pages_run(page, tmp_path, monkeypatch):
         assert (page.parent / "".join(link)).exists(), link
 
 
+def test_each_quirk_has_a_test_that_exists():
+    text = (ROOT / "docs/quirks.md").read_text()
+    rows = re.findall(r"^\| (Q\d+) \|.*\| (kept|fixed|both) \| (.*) \|$", text, re.MULTILINE)
+    assert [q for q, *_ in rows] == [f"Q{n}" for n in range(1, 49)]
+    for q, _, proof in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", proof)
+        assert named, q
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(), (q, file, test)
+
+
 def test_the_page_of_public_names_is_up_to_date():
     made = subprocess.run(
         [sys.executable, "-c", "import make_api; print(make_api.text(), end='')"],
