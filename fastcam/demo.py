@@ -54,7 +54,7 @@ def run(out: Path, device: str = "cpu", scenes: int = 256) -> str:
 def _scenes_for(method: str) -> int:
     cls = METHODS.get(method)
     if cls in (SSCAM, ISCAM, SESS, SmoothFullGrad):
-        return 16
+        return 8
     return 32 if cls is not None and issubclass(cls, PerturbationCAM) else 256
 
 
@@ -72,9 +72,9 @@ def demo_layer(method: str) -> str:
 
 
 def _timed(explain: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """The maps on the CPU, and images per second: the median of five calls after a first, or a first of over 1 s."""
+    """The maps on the CPU, and images per second: the median of three calls after a first, or a first of over 1 s."""
     rates: list[float] = []
-    while len(rates) < 6 and not (rates and len(images) / rates[0] > 1):
+    while len(rates) < 4 and not (rates and len(images) / rates[0] > 1):
         start = time.perf_counter()
         maps = explain(images, labels).cpu()  # waits for the device
         rates.append(len(images) / (time.perf_counter() - start))

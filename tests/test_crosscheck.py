@@ -40,8 +40,10 @@ FACTORS = {
 def possible(case: tuple) -> bool:
     """Whether grad-cam has an answer."""
     method, network, layers, _, aug_smooth, eigen_smooth, *_ = case
-    if method == "ShapleyCAM" and (network == "small_vit" or layers == "several"):  # an error there
-        return False
+    if method == "ShapleyCAM":  # no second derivative of attention and of MobileNet's squeezing, and of one layer only
+        squeezed = network == "mobilenet_v3_small" and layers != "last"
+        if network == "small_vit" or layers == "several" or squeezed:
+            return False
     if method == "FullGrad" and network in ("small_vit", "volume"):  # two-dimensional convolutions only
         return False
     if method == "RefineCAM":  # takes eigen_smooth for aug_smooth, and has no other
@@ -129,9 +131,10 @@ def test_same_map_as_grad_cam(case):
     tolerance = 1e-5
     if network in SIGNED and method == "XGradCAM":  # divides by sums of activations, which come near 0 there
         tolerance = 1e-4
-    if network in SIGNED and method == "RefineCAM":  # a product of Grad-CAM++'s maps
-        tolerance = 1e-4
-    if network in SIGNED and method == "GradCAMPlusPlus":  # its denominator can vanish there: no closer than fp32 gets
+    if network in SIGNED and method in (
+        "GradCAMPlusPlus",
+        "RefineCAM",
+    ):  # its denominator can vanish there: no closer than fp32 gets
         exact = reference_map(method, network, *rest, theirs, aug_smooth, eigen_smooth, x.double())
         tolerance = max(1e-5, min(2 * np.abs(expected - exact).max(), 5e-4))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)

@@ -12,13 +12,14 @@ import torch
 from fastcam.demo import demo_layer
 from fastcam.methods import METHODS
 from fastcam.methods.perturbation import PerturbationCAM
-from fastcam.metrics import centre_gaussian_maps, model_randomisation, pointing_game, random_maps
+from fastcam.metrics import centre_gaussian_maps, model_randomisation, pointing_game, random_maps, spearman
 from fastcam.scenes import load_network, make_scenes
 from fastcam.visualize import SALIENCY, GuidedGradCAM
 
 CLASSLESS = {name for name, cls in METHODS.items() if not cls.class_discriminative}
 # Random weights; and a deconvnet, which without max pooling sees nothing of the image.
 NOT_MEANT_TO = {"randomcam", "deconvnet"}
+NEARLY_UNIFORM = {"scorecam", "fasterscorecam", "sscam", "iscam"}  # softmax weights of a network with small logits
 EVERY = [*METHODS, *SALIENCY]
 
 
@@ -57,7 +58,8 @@ def test_the_head_matters_to_what_explains_a_class(method):
     if method in CLASSLESS:
         assert torch.equal(before, after)
     else:
-        assert (before - after).abs().amax() > 1e-3 * before.abs().amax()
+        alike = spearman(before, after).mean()
+        assert alike < (0.999 if method in NEARLY_UNIFORM else 0.95), float(alike)
 
 
 @pytest.mark.parametrize("method", EVERY)
