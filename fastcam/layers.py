@@ -83,7 +83,7 @@ def _walk(net: nn.Module, path: str) -> nn.Module | None:
     """Follow names and [indices]: `features[-1].conv`; None where there is no such module."""
     module: Any = net
     for name, index in re.findall(r"([^.\[\]]+)|\[(-?\d+)\]", path):
-        children = unwrap(module)._modules
+        children = dict(unwrap(module)._modules.items())  # of a scripted module, too
         if name:
             module = children.get(name)
         else:

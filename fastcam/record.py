@@ -114,6 +114,8 @@ def hooked(modules: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module in dict.fromkeys(modules):
+            if isinstance(module, torch.jit.RecursiveScriptModule):  # which takes no hook
+                continue
             stack.callback(module.register_forward_hook(forward_hook).remove)
         yield
 
@@ -282,10 +284,20 @@ def _forward(
     return Run(layers, x, recorded, output)
 
 
+def check_not_scripted(net: nn.Module, what: str) -> None:
+    """RuntimeError if a part of the model is scripted or traced, in which `what` can't be seen."""
+    scripted = next((n for n, m in net.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        where = f"its part {scripted!r}" if scripted else type(net).__name__
+        raise RuntimeError(f"{where} is scripted or traced, {what} can't be seen in it: use the Python model")
+
+
 def check_ran(net: nn.Module, layers: Sequence[nn.Module], recorded: Mapping[nn.Module, Tensor]) -> None:
     """ValueError if one of the layers left no activation."""
     if missing := [layer for layer in layers if layer not in recorded]:
         names = {m: n for n, m in net.named_modules()}
+        if any(isinstance(layer, torch.jit.ScriptModule) for layer in missing):
+            check_not_scripted(net, "the calls of its layers")
         listed = ", ".join(repr(names.get(m, type(m).__name__)) for m in missing)
         raise ValueError(f"target layer {listed} did not run in this forward pass")
 

@@ -14,7 +14,7 @@ import fastcam
 from fastcam import metrics
 from fastcam.metrics import cam_mult_image, road
 
-from models import build, inputs, tiny
+from models import LAYERS, build, inputs, tiny
 
 NAMES = ["resnet18", "grey_resnet18"]
 CLASSES = [3, 1, 7]
@@ -41,6 +41,23 @@ def close(ours, theirs, tolerance=1e-5):
     assert type(ours) is np.ndarray and ours.dtype == theirs.dtype and ours.shape == theirs.shape
     assert np.abs(theirs).max() > 1e-4, "nothing to compare"
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("network", ["vgg11_bn", "densenet121", "mobilenet_v3_small", "small_vit"])
+def test_other_architectures(network):
+    """The change of the score and ROAD, of one image each."""
+    model, x = build(network), inputs(network, 1)
+    maps = fastcam.GradCAM(model, LAYERS[network]["last"])(x, 3)
+    targets = [ClassifierOutputSoftmaxTarget(3)]
+    close(
+        metrics.CamMultImageConfidenceChange()(x, maps, targets, model),
+        their_mult.CamMultImageConfidenceChange()(x, maps, targets, model),
+    )
+    theirs, ours = their_road.ROADCombined([30, 70]), metrics.ROADCombined([30, 70])
+    torch.manual_seed(0)
+    expected = theirs(x, maps, targets, model)
+    torch.manual_seed(0)
+    np.testing.assert_allclose(ours(x, maps, targets, model), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["CamMultImageConfidenceChange", "DropInConfidence", "IncreaseInConfidence"])

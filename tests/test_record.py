@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastcam import AblationCAM, EigenCAM, GradCAM, HiResCAM, LayerCAM
+from fastcam import AblationCAM, EigenCAM, FullGrad, GradCAM, GuidedBackprop, HiResCAM, LayerCAM, ScoreCAM
 from fastcam.record import record
 
 from models import TinyNet, tiny
@@ -118,6 +118,29 @@ def test_a_model_created_in_inference_mode(x):
         HiResCAM(net, "body")(x)
     np.testing.assert_allclose(EigenCAM(net, "body")(x), EigenCAM(tiny(), "body")(x), atol=1e-6)
     np.testing.assert_allclose(AblationCAM(net, "body")(x), AblationCAM(tiny(), "body")(x), atol=1e-5)
+
+
+SCRIPTED = {"scripted": torch.jit.script, "traced": lambda net: torch.jit.trace(net, torch.rand(1, 3, 20, 24))}
+
+
+@pytest.mark.parametrize("kind", SCRIPTED)
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_models(kind, x):
+    net = torch.nn.Sequential(tiny().stem, torch.nn.Flatten(), torch.nn.Linear(960, 5))
+    scripted = SCRIPTED[kind](net.eval())
+    for method in (GradCAM, EigenCAM, AblationCAM, FullGrad):
+        with pytest.raises(RuntimeError, match="is scripted or traced, .* can't be seen in it: use the Python model"):
+            method(scripted, "0.1")(x, 1)
+    with pytest.raises(RuntimeError, match="is scripted or traced, its ReLUs can't be seen in it"):
+        GuidedBackprop(scripted)(x, 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_head_behind_the_layer(x):
+    net, other = tiny(), tiny()
+    other.head = torch.jit.script(other.head)
+    for method in (GradCAM, EigenCAM, ScoreCAM):
+        np.testing.assert_allclose(method(other, "body")(x, 1), method(net, "body")(x, 1), atol=1e-5)
 
 
 def test_layers_on_both_sides_of_switched_off_gradients(x):

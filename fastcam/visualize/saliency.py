@@ -15,7 +15,7 @@ from fastcam.inputs import inputs_of
 from fastcam.intercept import intercepted
 from fastcam.layers import image_channel_dim
 from fastcam.methods import GradCAM
-from fastcam.record import call, evaluation, owned, unwrap
+from fastcam.record import call, check_not_scripted, evaluation, owned, unwrap
 from fastcam.targets import Targets, find_logits, per_image, scores
 from fastcam.visualize.rectifiers import Rectifiers, missed
 
@@ -75,6 +75,7 @@ class _RectifierGradient:
         if not score.requires_grad:
             raise self._cut_off()
         if not self.rectifiers:
+            check_not_scripted(net, "its ReLUs")
             raise ValueError(
                 f"{type(net).__name__} met no ReLU in its forward pass: {type(self).__name__} would be the plain "
                 "gradient (GELU, SiLU and leaky rectifiers are left alone)"
