@@ -8,7 +8,7 @@ from pytorch_grad_cam.metrics import arcc as their_arcc
 from pytorch_grad_cam.metrics import cam_mult_image as their_mult
 from pytorch_grad_cam.metrics import perturbation_confidence as their_confidence
 from pytorch_grad_cam.metrics import road as their_road
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 
 import fastcam
 from fastcam import metrics
@@ -48,7 +48,7 @@ def test_other_architectures(network):
     """The change of the score and ROAD, of one image each."""
     model, x = build(network), inputs(network, 1)
     maps = fastcam.GradCAM(model, LAYERS[network]["last"])(x, 3)
-    targets = [ClassifierOutputSoftmaxTarget(3)]
+    targets = [ClassifierOutputTarget(3)]
     close(
         metrics.CamMultImageConfidenceChange()(x, maps, targets, model),
         their_mult.CamMultImageConfidenceChange()(x, maps, targets, model),
