@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from benchmarks import (  # noqa: E402
     bench_methods,
     bench_operators,
     bench_perturbation,
+    bench_toolbox,
     memory,
     report,
     session,
@@ -227,6 +229,24 @@ def test_masked_passes_are_as_many_as_score_cam_makes(toy):
     assert 256 < masked <= 512 and max(rows) <= 64
     explain()
     assert sum(rows) - masked == len(problem.x) + masked
+
+
+TOOLS = ("EigenCAM", "EigenCAM at layer2", "FinerCAM", "FullGrad", "ROAD imputation", "Sobel", "DFF")
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_toolbox_cases_check_themselves(toy, name):
+    sides = bench_toolbox.CASES[name](toy)
+    outputs = {side: call() for side, call in sides.items()}
+    assert bench_toolbox.check(name, toy, outputs) <= 1e-4
+    worse = {**outputs, "fastcam": np.asarray(outputs["fastcam"], dtype=float) + 0.3}
+    with pytest.raises(AssertionError, match=f"{name} differs by"):
+        bench_toolbox.check(name, toy, worse)
+
+
+def test_ten_classes_are_compared_with_one(toy):
+    outputs = {side: call() for side, call in bench_toolbox.CASES["10 classes"](toy).items()}
+    assert bench_toolbox.check("10 classes", toy, outputs) <= 1e-6
 
 
 def test_rank_correlation():
