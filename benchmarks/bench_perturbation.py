@@ -67,6 +67,7 @@ def bench_perturbation(benchmark: Any, settings: Settings, model: str, batch: in
     }
     memory = {name: peak_bytes(call, device) for name, call in calls.items()}
     benchmark.extra_info["memory"] = memory
+    benchmark.extra_info["memory_images"] = len(measured.x)
     benchmark.extra_info["memory_ratios"] = {"fastcam/forward": memory["fastcam"] / memory["forward"]}
 
 

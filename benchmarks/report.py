@@ -105,8 +105,13 @@ def _perturbation(row: dict[str, Any]) -> list[str]:
         _ratio(ratios.get("fastcam/masked forward passes")),
         f"{_ratio(against)}{' slower' if against and against['median'] < 1 else ''}",
         _ratio(ratios.get("grad-cam/fastcam bf16")),
-        _digits(row["memory_ratios"]["fastcam/forward"]),
+        _digits(row["memory_ratios"]["fastcam/forward"]) if _of_full_batches(row) else "–",
     ]
+
+
+def _of_full_batches(row: dict[str, Any]) -> bool:
+    """Whether the memory is that of full batches: an image of AblationCAM or Recipro-CAM alone does not fill one."""
+    return row.get("memory_images", 1) > 1 or row["method"] not in ("ablationcam", "reciprocam")
 
 
 def _toolbox(row: dict[str, Any]) -> list[str]:
