@@ -24,7 +24,7 @@ def channels_last(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[i
     if isinstance(layer, _CHANNELS_FIRST):
         return False
     last = by_width(layer, shape)
-    if last is False and not _has_tokens(net):
+    if last is not True and not _has_tokens(net) and (last is False or shape[-1] not in _feature_widths(net)):
         return False  # a convolutional network
     sights = observe(net, x[:1])
     seen = next((s.shape for s in sights if s.module is layer and s.returned), None)
@@ -46,6 +46,12 @@ def _has_tokens(net: nn.Module) -> bool:
     return any(
         hasattr(m, "normalized_shape") or isinstance(m, nn.RNNBase | nn.MultiheadAttention) for m in net.modules()
     )
+
+
+def _feature_widths(net: nn.Module) -> set[int]:
+    """How many features modules give that work on the last dimension; an output of another size is none of theirs."""
+    linear = {m.out_features for m in net.modules() if isinstance(m, nn.Linear)}
+    return linear | {m.hidden_size * (1 + m.bidirectional) for m in net.modules() if isinstance(m, nn.RNNBase)}
 
 
 def _gives_features_last(sight: Sight) -> bool:

@@ -59,7 +59,7 @@ def test_the_head_matters_to_what_explains_a_class(method):
         assert torch.equal(before, after)
     else:
         alike = spearman(before, after).mean()
-        assert alike < (0.999 if method in NEARLY_UNIFORM else 0.95), float(alike)
+        assert alike < (0.99999 if method in NEARLY_UNIFORM else 0.98), float(alike)
 
 
 @pytest.mark.parametrize("method", EVERY)
