@@ -83,13 +83,12 @@ def _left_out(result: dict[str, Any]) -> dict[str, list[str]]:
 
 def _method(row: dict[str, Any]) -> list[str]:
     ratios, memory = row["ratios"], row["memory_ratios"]
-    against = ratios.get("grad-cam/fastcam")
     return [
         *(row["model"], str(row["batch"]), row["method"]),
         _digits(1e3 * row["seconds"]["forward"]["median"]),
         _ratio(ratios["fastcam/forward"]),
         _ratio(ratios.get("grad-cam/forward")),
-        f"{_ratio(against)}{' slower' if against and against['median'] < 1 else ''}",
+        _speed_up(ratios),
         _digits(memory["fastcam/forward"]),
         _digits(memory["grad-cam/forward"]) if "grad-cam/forward" in memory else "–",
     ]
@@ -97,13 +96,12 @@ def _method(row: dict[str, Any]) -> list[str]:
 
 def _perturbation(row: dict[str, Any]) -> list[str]:
     ratios = row["ratios"]
-    against = ratios.get("grad-cam/fastcam")
     return [
         *(row["model"], str(row["batch"]), row["method"]),
         _digits(1e3 * row["seconds"]["forward"]["median"]),
         _ratio(ratios["fastcam/forward"]),
         _ratio(ratios.get("fastcam/masked forward passes")),
-        f"{_ratio(against)}{' slower' if against and against['median'] < 1 else ''}",
+        _speed_up(ratios),
         _ratio(ratios.get("grad-cam/fastcam bf16")),
         _digits(row["memory_ratios"]["fastcam/forward"]) if _of_full_batches(row) else "–",
     ]
@@ -116,13 +114,12 @@ def _of_full_batches(row: dict[str, Any]) -> bool:
 
 def _toolbox(row: dict[str, Any]) -> list[str]:
     ratios = row["ratios"]
-    against = ratios.get("grad-cam/fastcam")
     return [
         *(row["model"], str(row["batch"]), row["method"]),
         _digits(1e3 * row["seconds"]["forward"]["median"]),
         _ratio(ratios["fastcam/forward"]),
         _ratio(ratios.get("grad-cam/forward")),
-        f"{_ratio(against)}{' slower' if against and against['median'] < 1 else ''}",
+        _speed_up(ratios),
         _ratio(ratios.get("fastcam/one class")),
     ]
 
@@ -137,6 +134,11 @@ def _operator(row: dict[str, Any]) -> list[str]:
         f"{_ratio(against)}{' slower' if against['median'] < 1 else ''}",
         _digits(1e6 * row["call_seconds"]["kernel"]["median"]),
     ]
+
+
+def _speed_up(ratios: dict[str, Any]) -> str:
+    against = ratios.get("grad-cam/fastcam")
+    return f"{_ratio(against)}{' slower' if against and against['median'] < 1 else ''}"
 
 
 def _ratio(spread: dict[str, Any] | None) -> str:

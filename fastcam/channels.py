@@ -20,36 +20,43 @@ _CHANNELS_FIRST = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm)
 
 
 def channels_last(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) -> bool:
-    """Whether an output of the input's rank is `(B, ..., C)`; LookupError if that can't be told, or it is no map."""
-    if isinstance(layer, _CHANNELS_FIRST):
-        return False
+    """Whether an output of the input's rank is `(B, ..., C)`; LookupError if that can't be told."""
     last = by_width(layer, shape)
-    if last is not True and not _has_tokens(net) and (last is False or shape[-1] not in _feature_widths(net)):
+    if last is not None:
+        return last
+    if not _works_on_last(net) and shape[-1] not in _feature_widths(net):
         return False  # a convolutional network
     sights = observe(net, x[:1])
-    seen = next((s.shape for s in sights if s.module is layer and s.returned), None)
-    if seen is not None and (len(seen) != len(shape) or seen[0] != 1):
-        raise LookupError(f"the batch is not its first dimension: it is {tuple(seen)} for one image, {_ADVICE}")
-    if last is None:
-        last = by_neighbours(layer, sights)
+    last = by_neighbours(layer, sights)
     if last is None and not any(_gives_features_last(s) for s in sights):
         last = False
     if last is None:
         last = by_width(layer, shape, alone=True)
     if last is None:
         raise LookupError(f"whether its channels are first or last can't be told, {_ADVICE}")
-    _check_grid(shape[1:-1] if last else shape[2:], x.image.shape[2:])
     return last
 
 
-def _has_tokens(net: nn.Module) -> bool:
-    return any(
-        hasattr(m, "normalized_shape") or isinstance(m, nn.RNNBase | nn.MultiheadAttention) for m in net.modules()
-    )
+def check_map(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int], last: bool) -> None:
+    """LookupError if an output has not the batch first, or if its positions are no grid of the image.
+
+    Networks of convolutions, and what follows from one in others, are not asked.
+    """
+    if isinstance(layer, _CHANNELS_FIRST) or not last and not _works_on_last(net):
+        return
+    seen = next((s.shape for s in observe(net, x[:1]) if s.module is layer and s.returned), None)
+    if seen is not None and (len(seen) != len(shape) or seen[0] != 1):
+        raise LookupError(f"the batch is not its first dimension: it is {tuple(seen)} for one image, {_ADVICE}")
+    _check_grid(shape[1:-1] if last else shape[2:], x.image.shape[2:])
+
+
+def _works_on_last(net: nn.Module) -> bool:
+    """Whether a network has what works on tokens: norms of a last dimension, attention by whatever name."""
+    return any(hasattr(m, "normalized_shape") or "attention" in type(m).__name__.lower() for m in net.modules())
 
 
 def _feature_widths(net: nn.Module) -> set[int]:
-    """How many features modules give that work on the last dimension; an output of another size is none of theirs."""
+    """How many features linear and recurrent modules give; an output of another size is none of theirs."""
     linear = {m.out_features for m in net.modules() if isinstance(m, nn.Linear)}
     return linear | {m.hidden_size * (1 + m.bidirectional) for m in net.modules() if isinstance(m, nn.RNNBase)}
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcam.channels import by_neighbours, by_width, channels_last
+from fastcam.channels import by_neighbours, by_width, channels_last, check_map
 from fastcam.inputs import Inputs
 from fastcam.observe import Sight, follow, observe
 from fastcam.record import unwrap
@@ -98,6 +98,9 @@ def channel_axis(model: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[
     """
     if len(shape) != rank:
         return -1
+    layouts = _known.get(unwrap(model))
+    if layouts is not None and (known := layouts.get(layer, {}).get((len(shape), *x.shapes))) is not None:
+        return -1 if known.last else 1
     try:
         return -1 if channels_last(unwrap(model), layer, x, shape) else 1
     except LookupError:
@@ -112,7 +115,9 @@ def _found(net: nn.Module, layer: nn.Module, x: Inputs, shape: Sequence[int]) ->
             f"lambda t: t.unflatten(0, (-1, {frames})).movedim(1, 2)"
         )
     if len(shape) == x.image.ndim:
-        return Layout(last=channels_last(net, layer, x, shape))
+        last = channels_last(net, layer, x, shape)
+        check_map(net, layer, x, shape, last)
+        return Layout(last=last)
     if len(shape) != 3 or x.image.ndim < 4:
         raise LookupError("choose an earlier layer, or pass a reshape_transform that gives it one")
     return _Tokens(net, layer, x, shape).layout()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import numpy as np
 import pytorch_grad_cam as theirs
 
 from fastcam import compat
@@ -38,3 +39,10 @@ def swapped() -> Iterator[ModuleType]:
     """`pytorch_grad_cam`, by fastcam."""
     with hidden(), compat.installed():
         yield importlib.import_module(NAME)
+
+
+def close(ours, theirs, atol=1e-5):
+    """Two maps that are no constants agree."""
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    assert np.ptp(theirs) > 1e-3, "the reference's map is constant"
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol)

@@ -23,7 +23,7 @@ import fastcam
 from fastcam import compat
 from fastcam.compat.names import MODULES
 
-from reference import NAME, REAL, hidden, swapped, theirs
+from reference import NAME, REAL, close, hidden, swapped, theirs
 
 NOT_YET: set[str] = set()
 BEYOND = {("metrics", "ARCC")}  # which the reference's documentation imports, in vain
@@ -57,12 +57,6 @@ def net():
 @pytest.fixture
 def x():
     return torch.randn(3, 3, 40, 44, generator=torch.Generator().manual_seed(1))
-
-
-def close(ours, theirs, atol=1e-5):
-    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-    assert np.ptp(theirs) > 1e-3, "the reference's map is constant"
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol)
 
 
 def module_of(path):

@@ -367,6 +367,12 @@ def test_on_the_gpu(cls, device):
         np.testing.assert_allclose(found, expected, atol=5e-3)  # TF32
 
 
+def test_interpolation_is_that_of_the_map():
+    net, x = tiny(), torch.randn(2, 3, 20, 24)
+    linear, cubic = (FullGrad(net, interpolation=kind).attribute(x, 1) for kind in ("linear", "cubic"))
+    assert torch.equal(linear, FullGrad(net).attribute(x, 1)) and (linear - cubic).abs().max() > 1e-3
+
+
 def test_sizes():
     net, x = tiny(), photos(2)
     cam = FullGrad(net)

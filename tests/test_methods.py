@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,21 @@ def test_many_classes_are_each_as_alone(method, signed, x):
         alone = cam.attribute(x, classes, normalize=False, size=None)
         assert alone.abs().max() > 1e-6
         torch.testing.assert_close(many[:, t], alone, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradients_of_one_target_at_a_time_are_held(x):
+    net, alive = tiny(), []
+
+    class Watched(GradCAM):
+        def gradients(self, run, targets):
+            held = []
+            for G in super().gradients(run, targets):
+                held.append(weakref.ref(G[0]))
+                alive.append(sum(ref() is not None for ref in held))
+                yield G
+
+    Watched(net, "stem").attribute(x, torch.tensor([[0, 1, 2, 3, 4]] * 4))
+    assert len(alive) == 5 and max(alive) <= 2
 
 
 def test_many_classes_make_no_backward_pass_behind_a_linear_head(x, monkeypatch):

@@ -10,7 +10,7 @@ import torchvision
 from pytorch_grad_cam.utils import reshape_transforms as theirs
 from torch import nn
 
-from fastcam import AblationCAM, EigenCAM, GradCAM, HiResCAM, LayerCAM, ReciproCAM, ViTReciproCAM
+from fastcam import AblationCAM, EigenCAM, FasterScoreCAM, GradCAM, HiResCAM, LayerCAM, ReciproCAM, ViTReciproCAM
 from fastcam.inputs import Inputs
 from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.methods import METHODS
@@ -456,3 +456,42 @@ def test_positions_that_are_no_grid_of_the_image_are_an_error():
     model = timm.create_model("nest_tiny", pretrained=False, num_classes=5, img_size=112).eval()
     with pytest.raises(ValueError, match="positions are no grid of an image 112 x 112, pass reshape_transform"):
         GradCAM(model, "levels.1.transformer_encoder")(torch.randn(1, 3, 112, 112), 1)
+    model = timm.create_model("mobilevitv2_050", pretrained=False, num_classes=5).eval()
+    with pytest.raises(ValueError, match="4 x 64 positions are no grid of an image 128 x 128"):  # patches unfolded
+        EigenCAM(model, "stages.2.1.transformer.0")(torch.randn(1, 3, 128, 128))
+
+
+def test_a_convolutional_stage_in_front_of_an_lstm_may_have_any_grid():
+    """As text readers have it: 16 times coarser in height than in width."""
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stage = nn.Sequential(nn.Conv2d(3, 8, 3, (8, 2), 1), nn.ReLU(), nn.MaxPool2d((2, 1)))
+            self.lstm, self.head = nn.LSTM(16, 12, batch_first=True), nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.head(self.lstm(self.stage(x).flatten(1, 2).transpose(1, 2))[0].mean(1))
+
+    x = torch.randn(2, 3, 32, 64)
+    for layer in ("stage", "stage.1"):
+        assert EigenCAM(Reader().eval(), layer).attribute(x, size=None).shape[::2] == (2, 32)
+
+
+def test_the_users_transform_is_not_questioned():
+    """Where channels last are no grid, AblationCAM and Recipro-CAM still find the channels."""
+    model = timm.create_model("nest_tiny", pretrained=False, num_classes=5, img_size=112).eval()
+    x, layer = torch.randn(1, 3, 112, 112), "levels.1.transformer_encoder"
+    cam = ReciproCAM(model, layer, lambda t: t[:, :, :49].unflatten(2, (7, 7)).flatten(1, 2).movedim(-1, 1))
+    assert cam.attribute(x, 1, size=None).ndim == 3
+
+
+def test_what_was_found_is_not_looked_for_again():
+    model, x = timm.create_model("convnext_atto", pretrained=False, num_classes=5).eval(), torch.randn(1, 3, 64, 64)
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    cam = FasterScoreCAM(model, "stages.2.blocks[0]", channels=2, batch_size=2)
+    for _ in range(2):
+        passes.clear()
+        cam(x, 1)
+    assert len(passes) == 2  # the recorded run, and two masks at once

@@ -194,7 +194,8 @@ class BaseCAM:
             columns = scores(run.output, targets, B).view(B, -1).unbind(1)
         for t, column in enumerate(columns, 1):
             gradients = run.gradients(column, keep_graph=t < len(columns) or run.kept is not None)
-            found.append(gradients)
+            if run.kept is not None:  # otherwise those of one target at a time are held
+                found.append(gradients)
             yield self.spatial(run, gradients)
         if run.kept is not None:
             run.kept.append((targets, found))

@@ -133,7 +133,8 @@ class FinerCAM(CombinedCAM):
         """A copy with the settings of one call, so that calls from several threads keep apart."""
         bound = copy.copy(self)
         bound.alpha = self.alpha if alpha is None else alpha
-        bound.comparison_categories = comparison_categories or self.comparison_categories
+        if comparison_categories is not None:
+            bound.comparison_categories = comparison_categories
         return bound
 
     def compared(self, logits: Tensor, targets: Targets) -> list[Any]:

@@ -73,7 +73,7 @@ class FullGrad(BaseCAM):
     def finished(self, lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
         """The map at a size, the input's for None. It is scaled once: a second time would blow up one close to 0."""
         maps = lows[0].sum(1)
-        maps = maps if size is None else _resized(maps, size)
+        maps = maps if size is None else self._resized(maps, size)
         return [ops.min_max(maps) if normalize else maps]
 
     def _map(self, run: FullGradientRun, column: Tensor, eigen_smooth: bool, keep_graph: bool) -> Tensor:
@@ -109,12 +109,24 @@ class FullGrad(BaseCAM):
             by_size: dict[torch.Size, Tensor] = {}
             for m in (self._saliency(inputs), *layers):  # resizing is linear: the sum first
                 by_size[m.shape] = by_size[m.shape] + m if m.shape in by_size else m
-            return torch.stack([_resized(m, size) for m in by_size.values()]).sum(0)
+            return torch.stack([self._resized(m, size) for m in by_size.values()]).sum(0)
         v, scale = self._shifted(inputs)
-        channels = [*(v * scale.view(*v.shape[:2], *[1] * len(size))).unbind(1), *_all_resized(layers, size)]
+        channels = [*(v * scale.view(*v.shape[:2], *[1] * len(size))).unbind(1), *self._all_resized(layers, size)]
         X = torch.stack(channels, 1)  # (B, k + L, *S)
-        small = ops.resize(ops.min_max(X.flatten(0, 1)), [max(1, s // 8) for s in size]).unflatten(0, X.shape[:2])
-        return ops.resize(ops.min_max(ops.principal_component(small, self.sign).sum(1)), size)
+        small = self._resized(ops.min_max(X.flatten(0, 1)), [max(1, s // 8) for s in size]).unflatten(0, X.shape[:2])
+        return self._resized(ops.min_max(ops.principal_component(small, self.sign).sum(1)), size)
+
+    def _resized(self, maps: Tensor, size: Sequence[int]) -> Tensor:
+        return maps if maps.shape[1:] == torch.Size(size) else ops.resize(maps, size, self.interpolation)
+
+    def _all_resized(self, maps: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
+        """Maps `(B, *s)` at one size, in their order; those of one size together."""
+        found: dict[int, Tensor] = {}
+        for shape in dict.fromkeys(m.shape for m in maps):
+            alike = [n for n, m in enumerate(maps) if m.shape == shape]
+            together = self._resized(torch.cat([maps[n] for n in alike]), size)
+            found.update(zip(alike, together.chunk(len(alike)), strict=True))
+        return [found[n] for n in range(len(maps))]
 
 
 class SimpleFullGrad(FullGrad):
@@ -210,17 +222,3 @@ def _columns(run: Run, targets: Targets) -> tuple[Tensor, ...]:
     """The score of each image, `(B,)`, for each of its targets."""
     with torch.enable_grad():
         return scores(run.output, targets, len(run.input)).view(len(run.input), -1).unbind(1)
-
-
-def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return maps if maps.shape[1:] == torch.Size(size) else ops.resize(maps, size)
-
-
-def _all_resized(maps: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
-    """Maps `(B, *s)` at one size, in their order; those of one size together."""
-    found: dict[int, Tensor] = {}
-    for shape in dict.fromkeys(m.shape for m in maps):
-        alike = [n for n, m in enumerate(maps) if m.shape == shape]
-        together = _resized(torch.cat([maps[n] for n in alike]), size)
-        found.update(zip(alike, together.chunk(len(alike)), strict=True))
-    return [found[n] for n in range(len(maps))]
