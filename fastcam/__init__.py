@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcam.figures import deprocess_image as deprocess_image
-    from fastcam.figures import gradient_picture as gradient_picture
-    from fastcam.figures import overlay as overlay
-    from fastcam.figures import show_cam_on_image as show_cam_on_image
-    from fastcam.figures import show_factorization_on_image as show_factorization_on_image
+    from fastcam.figures.factors import show_factorization_on_image as show_factorization_on_image
+    from fastcam.figures.overlays import deprocess_image as deprocess_image
+    from fastcam.figures.overlays import gradient_picture as gradient_picture
+    from fastcam.figures.overlays import overlay as overlay
+    from fastcam.figures.overlays import show_cam_on_image as show_cam_on_image
     from fastcam.images import load_image as load_image
     from fastcam.images import preprocess_image as preprocess_image
     from fastcam.layers import layer_table as layer_table
@@ -97,10 +97,8 @@ _WHERE = {
     ),
     "fastcam.layers": ("layer_table",),
     "fastcam.images": ("load_image", "preprocess_image"),
-    "fastcam.figures": (
-        *("overlay", "gradient_picture"),
-        *("show_cam_on_image", "deprocess_image", "show_factorization_on_image"),
-    ),
+    "fastcam.figures.overlays": ("overlay", "gradient_picture", "show_cam_on_image", "deprocess_image"),
+    "fastcam.figures.factors": ("show_factorization_on_image",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -210,7 +210,7 @@ def _records(cam: Explainer, target: int | None, categories: Sequence[str] | Non
 
 def _written(stem: Path, picture: Tensor, cam: np.ndarray, record: dict[str, Any]) -> bool:
     """Write picture, map and record of an image; says so if that fails. The picture of a map is an overlay."""
-    from fastcam.figures import gradient_picture, overlay
+    from fastcam.figures.overlays import gradient_picture, overlay
     from fastcam.images import save_png
 
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastcam.figures import method_grid
+from fastcam.figures.grids import method_grid
 from fastcam.methods import METHODS
 from fastcam.methods.fullgrad import SmoothFullGrad
 from fastcam.methods.masking import ISCAM, SSCAM

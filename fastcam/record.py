@@ -272,13 +272,13 @@ def _forward(
         ours = tensor.clone() if gradients and tensor.requires_grad else tensor.detach().clone()
         recorded[module] = ours.requires_grad_(gradients) if ours.is_leaf else ours
         if not complete and len(recorded) == len(wanted):
-            raise _Stop
+            raise Stop
         return put_back(ours.clone()) if gradients else None
 
     with hooked(wanted, keep):
         try:
             output = call(net, x.clone())  # which the model may write into
-        except _Stop:
+        except Stop:
             output = None
     check_ran(net, layers, recorded)
     return Run(layers, x, recorded, output)
@@ -302,7 +302,7 @@ def check_ran(net: nn.Module, layers: Sequence[nn.Module], recorded: Mapping[nn.
         raise ValueError(f"target layer {listed} did not run in this forward pass")
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """Ends a forward pass early; no Exception, so that a model's own `except Exception` lets it through."""
 
 

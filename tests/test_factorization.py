@@ -14,7 +14,7 @@ from sklearn.decomposition import NMF
 from torch import nn
 from torch.nn import functional as F
 
-from fastcam import figures
+from fastcam.figures import factors as figures
 from fastcam.layers import find_layers
 from fastcam.methods.factorization import DeepFeatureFactorization, dff, run_dff_on_image
 

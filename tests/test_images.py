@@ -14,7 +14,7 @@ from pytorch_grad_cam.utils.image import show_cam_on_image
 from torchvision import transforms
 
 from fastcam import gradient_picture, load_image, overlay
-from fastcam.figures import method_grid
+from fastcam.figures.grids import method_grid
 from fastcam.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, find_images
 from fastcam.models import _preprocess_of
 

@@ -67,11 +67,11 @@ fastcam.EigenCAM(net)(torch.rand(1, 1, 8, 8))
 
 
 def test_each_heavy_package_has_one_place():
-    places = {"PIL": "images.py", "matplotlib": "figures.py"}
+    places = {"PIL": ["images.py"], "matplotlib": [f.name for f in (ROOT / "fastcam/figures").iterdir()]}
     for file in (ROOT / "fastcam").rglob("*.py"):
         found = set(re.findall(r"^\s*(?:import|from) (\w+)", file.read_text(), re.MULTILINE))
         for package, place in places.items():
-            assert package not in found or file.name == place, file
+            assert package not in found or file.name in place, file
         assert "triton" not in found, f"{file}: triton belongs to kernels/"
 
 

@@ -9,7 +9,7 @@ import torch
 from pytorch_grad_cam.utils import image as reference
 
 import fastcam
-from fastcam import figures
+from fastcam.figures import colours, factors
 
 
 @pytest.fixture
@@ -38,17 +38,17 @@ def test_show_cam_on_image_takes_tensors(rng):
 @pytest.mark.parametrize("number", range(22))
 def test_colour_maps_are_opencvs(number):
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], number)[0, :, ::-1]
-    level = 0 if number in (2, 7, 8, 13, 14, 15, 16, 17, 20) or number not in figures._OF_OPENCV else 1
-    assert np.abs(figures._table(number).astype(int) - table).max() <= level
+    level = 0 if number in (2, 7, 8, 13, 14, 15, 16, 17, 20) or number not in colours._OF_OPENCV else 1
+    assert np.abs(colours.table(number).astype(int) - table).max() <= level
 
 
 def test_a_colour_map_that_only_opencv_has_needs_it(monkeypatch):
-    figures._table.cache_clear()
+    colours.table.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    assert figures._table(2).shape == (256, 3)
+    assert colours.table(2).shape == (256, 3)
     with pytest.raises(ImportError, match="colormap 11 is OpenCV's own"):
-        figures._table(11)
-    assert (figures._table("hot")[0] < 15).all()  # by its name it is matplotlib's
+        colours.table(11)
+    assert (colours.table("hot")[0] < 15).all()  # by its name it is matplotlib's
 
 
 def test_show_cam_on_image_refuses_what_the_reference_refuses(rng):
@@ -118,13 +118,13 @@ def test_factorization_on_an_image_checks_shapes(rng):
 def test_hsv_is_opencvs():
     colours = np.random.default_rng(1).integers(0, 256, (3000, 3), dtype=np.uint8)
     hsv = cv2.cvtColor(colours[None], cv2.COLOR_RGB2HSV)[0]
-    assert [figures._hue_saturation(c) for c in colours] == [tuple(row) for row in hsv[:, :2].tolist()]
+    assert [factors._hue_saturation(c) for c in colours] == [tuple(row) for row in hsv[:, :2].tolist()]
     h, s, v = np.meshgrid(np.arange(180), np.arange(0, 256), np.arange(0, 256, 4), indexing="ij")
     every = np.stack([h, s, v], -1).astype(np.uint8).reshape(180, -1, 3)
-    ours = figures._rgb_of_hsv(every[..., 0], every[..., 1], every[..., 2])
+    ours = factors._rgb_of_hsv(every[..., 0], every[..., 1], every[..., 2])
     np.testing.assert_array_equal(ours, cv2.cvtColor(every, cv2.COLOR_HSV2RGB))
 
 
 def test_labels_of_concepts_are_the_references(rng):
     scores, labels = rng.random((4, 6)), {i: f"a{i}, b, c, d" for i in range(6)}
-    assert figures.create_labels_legend(scores, labels, 3) == reference.create_labels_legend(scores, labels, 3)
+    assert factors.create_labels_legend(scores, labels, 3) == reference.create_labels_legend(scores, labels, 3)

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastcam.compat import cams, combined
 from fastcam.compat.guided import GuidedBackpropReLUModel
-from fastcam.figures import deprocess_image, show_cam_on_image
+from fastcam.figures.overlays import deprocess_image, show_cam_on_image
 from fastcam.images import IMAGENET_MEAN, IMAGENET_STD, load_image, preprocess_image, save_jpeg
 from fastcam.layers import find_layers
 from fastcam.models import load_model

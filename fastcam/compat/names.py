@@ -70,7 +70,7 @@ _IN = {  # all other names are in fastcam itself
     "fastcam.compat.find_layers": MODULES["utils.find_layers"],
     "fastcam.compat.projections": MODULES["utils.svd_on_activations"],
     "fastcam.compat.scaling": "scale_accross_batch_and_channels scale_cam_image",
-    "fastcam.figures": "create_labels_legend",
+    "fastcam.figures.factors": "create_labels_legend",
     "fastcam.methods.sess": "sliding_window window_starts",
     **{f"fastcam.metrics.{m}": MODULES[f"metrics.{m}"] for m in ("arcc", "cam_mult_image")},
     "fastcam.metrics.perturbation_confidence": MODULES["metrics.perturbation_confidence"],

@@ -117,7 +117,7 @@ def run_dff_on_image(
     img_tensor   `(k, H, W)`, as the model takes it
     Raises as `DeepFeatureFactorization` does.
     """
-    from fastcam.figures import create_labels_legend, show_factorization_on_image
+    from fastcam.figures.factors import create_labels_legend, show_factorization_on_image
 
     picture = np.array(img_pil)
     factorize = DeepFeatureFactorization(model, target_layer, reshape_transform, classifier)

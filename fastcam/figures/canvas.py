@@ -1,0 +1,64 @@
+"""Figures to draw in: one of pyplot's where a user asked to see it, otherwise one that nothing else knows of."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+class Layout(NamedTuple):
+    """The axes of a figure: rows, columns, and its size in inches."""
+
+    rows: int = 1
+    columns: int = 1
+    width: float = 5.0
+    height: float = 5.0
+
+
+def axes_in(layout: Layout, ax: Any = None, pyplot: bool = True) -> np.ndarray:
+    """Axes `(rows, columns)`: the given ones, checked, or those of a new figure.
+
+    ax       None, an Axes or an array of them
+    pyplot   whether the new figure is shown by `plt.show()`
+    Raises ValueError for another number of axes than the layout has.
+    """
+    shape = layout.rows, layout.columns
+    if ax is not None:
+        given = np.asarray(ax, dtype=object)
+        if given.size != layout.rows * layout.columns or not all(isinstance(a, Axes) for a in given.flat):
+            raise ValueError(f"ax must be {_described(shape)}, got {_kinds(given)}")
+        return given.reshape(shape)
+    options: dict[str, Any] = {"figsize": (layout.width, layout.height), "layout": "constrained"}
+    if pyplot:
+        import matplotlib.pyplot as plt
+
+        figure: Figure = plt.figure(**options)
+    else:
+        figure = Figure(**options)
+    return figure.subplots(*shape, squeeze=False)
+
+
+def write(figure: Figure, path: Path, dpi: int) -> None:
+    """The figure as a file, by its suffix."""
+    figure.savefig(path, dpi=dpi)
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _described(shape: tuple[int, int]) -> str:
+    return "an Axes" if shape == (1, 1) else f"an array of {shape[0]} x {shape[1]} Axes"
+
+
+def _kinds(given: np.ndarray) -> str:
+    kinds = sorted({type(a).__name__ for a in given.flat})
+    return f"{' and '.join(kinds)} {given.shape if given.ndim else ''}".strip()

@@ -1,0 +1,118 @@
+"""What the calls that look inside a network give back: a tensor, how it came about, and its figure on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastcam.figures.canvas import Layout
+
+_DPI = 120
+
+
+class Result:
+    """A tensor and how it came about.
+
+    data       the tensor, the batch first, on the model's device
+    target     what was explained or optimised: class indices `(B,)` or `(B, T)`, channels, text; None without one
+    score      its value: `(B,)` or `(B, T)` scores, activations `(N,)`; None without one
+    layer      the dotted name of the layer, or of several; None for the output or the input
+    settings   the arguments that led to it, by name
+    """
+
+    def __init__(
+        self,
+        data: Tensor,
+        *,
+        target: Any = None,
+        score: Tensor | None = None,
+        layer: str | list[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.data, self.target, self.score, self.layer = data, target, score, layer
+        self.settings = dict(settings or {})
+
+    def numpy(self) -> np.ndarray:
+        """The tensor as an array, floating point as at least fp32."""
+        t = self.data.detach().cpu()
+        return (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.numpy()
+        return array.astype(dtype, copy=bool(copy)) if dtype is not None or copy else array
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the tensor."""
+        return self.data.shape
+
+    def __repr__(self) -> str:
+        where = f" of {self.layer}" if self.layer is not None else ""
+        return f"{type(self).__name__}{where}: {str(self.data.dtype)[6:]} {tuple(self.data.shape)}"
+
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """Draw it, and give the Axes back, or an array of them; never shown here: `plt.show()` does, or a notebook.
+
+        ax   the Axes to draw in, as many as the figure has; by default those of a new figure of pyplot's
+        """
+        from fastcam.figures.canvas import axes_in
+
+        axes = axes_in(self._layout(**options), ax)
+        self._draw(axes, **options)
+        return axes.item() if axes.size == 1 else axes
+
+    def save(self, path: str | os.PathLike[str], *, dpi: int = _DPI, **options: Any) -> None:
+        """Write it: the tensor and how it came about as `.pt` or `.npz`, otherwise the figure, as `.png`, `.pdf` ...
+
+        A `.npz` holds `data`, `score` and a JSON text `about`. Options as for `plot`. Raises ValueError for a suffix
+        that names no format.
+        """
+        from fastcam.figures import canvas
+
+        path = Path(path)
+        about = {"target": self.target, "layer": self.layer, "settings": self.settings}
+        if path.suffix == ".pt":
+            torch.save({"data": self.data, "score": self.score, **about}, path)
+        elif path.suffix == ".npz":
+            arrays: dict[str, Any] = {"data": self.numpy(), "about": json.dumps(about, default=_plain)}
+            if self.score is not None:
+                arrays["score"] = self.score.detach().float().cpu().numpy()
+            np.savez_compressed(path, **arrays)
+        else:
+            canvas.write(self._figure(**options), path, dpi)
+
+    def _repr_png_(self) -> bytes:
+        from fastcam.figures import canvas
+
+        return canvas.png(self._figure(), _DPI)
+
+    def _figure(self, **options: Any) -> Any:
+        from fastcam.figures.canvas import axes_in
+
+        axes = axes_in(self._layout(**options), pyplot=False)
+        self._draw(axes, **options)
+        return axes.flat[0].figure
+
+    def _layout(self, **options: Any) -> Layout:
+        """The axes that `_draw` needs for these options."""
+        raise NotImplementedError
+
+    def _draw(self, axes: np.ndarray, **options: Any) -> None:
+        """Draw into axes `(rows, columns)`."""
+        raise NotImplementedError
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it."""
+    return value.tolist() if isinstance(value, Tensor | np.ndarray) else str(value)
