@@ -116,3 +116,70 @@ class Result:
 def _plain(value: Any) -> Any:
     """A setting as JSON has it."""
     return value.tolist() if isinstance(value, Tensor | np.ndarray) else str(value)
+
+
+class Images(Result):
+    """Images `(N, k, H, W)` as the model takes them, which are pictures, too.
+
+    pictures = data std + mean, where mean and std are given, otherwise (data - low) / (high - low); cut to [0, 1]
+
+    titles   a line of text for each image
+    """
+
+    def __init__(
+        self,
+        data: Tensor,
+        *,
+        mean: Any = None,
+        std: Any = None,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        titles: list[str] | None = None,
+        **about: Any,
+    ) -> None:
+        super().__init__(data, **about)
+        self._mean, self._std, self._range = mean, std, value_range
+        self.titles = titles or [""] * len(data)
+
+    @property
+    def pictures(self) -> Tensor:
+        """`(N, k, H, W)` in [0, 1]."""
+        x = self.data.detach().float()
+        if self._mean is None and self._std is None:
+            low, high = self._range
+            return ((x - low) / (high - low)).clamp(0, 1)
+        mean, std = (d if v is None else v for v, d in ((self._mean, 0.0), (self._std, 1.0)))
+        centre, spread = (torch.as_tensor(v, device=x.device, dtype=x.dtype).view(-1, 1, 1) for v in (mean, std))
+        return (x * spread + centre).clamp(0, 1)
+
+    def save_images(self, folder: str | os.PathLike[str], names: str = "{index}.png") -> list[Path]:
+        """Each picture as a PNG file of its own size; `names` may hold {index}, {title} and {layer}."""
+        from fastcam.images import save_png
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        paths = []
+        for index, (picture, title) in enumerate(zip(self.pictures, self.titles, strict=True)):
+            path = Path(folder) / names.format(index=index, title=title, layer=self.layer)
+            save_png((255 * shown(picture)).round().astype(np.uint8), path)
+            paths.append(path)
+        return paths
+
+    def _layout(self, columns: int = 8, size: float = 1.6) -> Layout:
+        from fastcam.figures.canvas import Layout
+
+        columns = min(columns, len(self.data))
+        rows, aspect = -(-len(self.data) // columns), self.data.shape[-2] / self.data.shape[-1]
+        return Layout(rows, columns, size * columns + 0.2, (size * aspect + 0.3) * rows + 0.2)
+
+    def _draw(self, axes: np.ndarray, **_: Any) -> None:
+        from fastcam.figures.panels import show_picture
+
+        for ax in axes.flat[len(self.data) :]:
+            ax.set_axis_off()
+        for ax, picture, title in zip(axes.flat, self.pictures, self.titles, strict=False):
+            show_picture(ax, shown(picture), title)
+
+
+def shown(picture: Tensor) -> np.ndarray:
+    """A picture `(k, H, W)` as `(H, W, 3)` or, for other numbers of channels, their mean in grey `(H, W)`."""
+    pixels = picture.detach().float().cpu()
+    return (pixels.movedim(0, -1) if len(pixels) == 3 else pixels.mean(0)).numpy()
