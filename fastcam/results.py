@@ -104,11 +104,11 @@ class Result:
         self._draw(axes, **options)
         return axes.flat[0].figure
 
-    def _layout(self, **options: Any) -> Layout:
+    def _layout(self, *args: Any, **options: Any) -> Layout:
         """The axes that `_draw` needs for these options."""
         raise NotImplementedError
 
-    def _draw(self, axes: np.ndarray, **options: Any) -> None:
+    def _draw(self, axes: np.ndarray, *args: Any, **options: Any) -> None:
         """Draw into axes `(rows, columns)`."""
         raise NotImplementedError
 
@@ -170,7 +170,7 @@ class Images(Result):
         rows, aspect = -(-len(self.data) // columns), self.data.shape[-2] / self.data.shape[-1]
         return Layout(rows, columns, size * columns + 0.2, (size * aspect + 0.3) * rows + 0.2)
 
-    def _draw(self, axes: np.ndarray, **_: Any) -> None:
+    def _draw(self, axes: np.ndarray, *_: Any, **__: Any) -> None:
         from fastcam.figures.panels import show_picture
 
         for ax in axes.flat[len(self.data) :]:
