@@ -82,6 +82,28 @@ def make_scenes(count: int, split: Split = "test", seed: int = 0) -> Scenes:
     return Scenes(_expose(ink, rng)[:, None], targets[chosen], boxes)
 
 
+def load_digits(split: Split = "train", size: int = 28) -> tuple[Tensor, Tensor]:
+    """The handwritten digits by themselves, resized from 8 x 8 pixels.
+
+    Args:
+        split: "train" (1300 digits) or "test" (497).
+        size: side of the images in pixels.
+
+    Returns:
+        Images (N, 1, size, size) float32 in [0, 1], and labels (N,) int64.
+
+    Raises:
+        ValueError: if split is unknown.
+
+    Example:
+        >>> images, labels = load_digits("test")
+        >>> images.shape, labels.shape
+        (torch.Size([497, 1, 28, 28]), torch.Size([497]))
+    """
+    digits, labels = _digits(split)
+    return F.interpolate(digits[:, None], (size, size), mode="bilinear"), labels.clone()
+
+
 def _uniform(rng: torch.Generator, shape: tuple[int, ...], low: float, high: float) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=rng)
 

@@ -12,7 +12,7 @@ from fastcam import GradCAM
 from fastcam.cli import main
 from fastcam.methods import METHODS
 from fastcam.metrics import box_share, pointing_game
-from fastcam.scenes import load_network, make_scenes
+from fastcam.scenes import load_digits, load_network, make_scenes
 from fastcam.visualize import SALIENCY
 
 
@@ -61,3 +61,15 @@ def test_pointing_game():
     assert box_share(boxes, 8, 10) == pytest.approx((1 + 1 + 80) / 3 / 80)
     with pytest.raises(ValueError, match=r"boxes must be \(B, 4\) = \(3, 4\)"):
         pointing_game(maps, boxes[:2])
+
+
+def test_digits_by_themselves():
+    images, labels = load_digits("test")
+    assert images.shape == (497, 1, 28, 28) and images.min() == 0 and 0.9 < images.max() <= 1
+    assert labels.bincount().min() > 30
+    train, _ = load_digits("train", size=8)
+    assert train.shape == (1300, 1, 8, 8) and not (train[:, None] == load_digits("test", 8)[0]).flatten(2).all(2).any()
+    labels.zero_()
+    assert load_digits("test")[1].any(), "the shared copy is not handed out"
+    with pytest.raises(ValueError, match='"train" or "test"'):
+        load_digits("all")
