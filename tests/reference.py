@@ -1,4 +1,4 @@
-"""pytorch-grad-cam itself and fastcam under its name, side by side in one process."""
+"""pytorch-grad-cam or FlashTorch itself and fastcam under its name, side by side in one process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytorch_grad_cam as theirs
 
 from fastcam import compat
+from fastcam.compat.names import PACKAGES
 
 NAME = "pytorch_grad_cam"
 REAL = {"": theirs} | {
@@ -23,14 +24,18 @@ REAL = {"": theirs} | {
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """The real package as if it had not been imported."""
-    kept = {name: m for name, m in sys.modules.items() if name.partition(".")[0] == NAME}
-    for name in kept:
-        del sys.modules[name]
+    """The real packages as if they had not been imported."""
+
+    def take_out() -> dict[str, ModuleType]:
+        names = [name for name in sys.modules if name.partition(".")[0] in PACKAGES]
+        return {name: sys.modules.pop(name) for name in names}
+
+    kept = take_out()
     try:
         yield
     finally:
         compat.uninstall()
+        take_out()
         sys.modules.update(kept)
 
 
