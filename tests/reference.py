@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytorch_grad_cam as theirs
+import torch
 
 from fastcam import compat
 from fastcam.compat.names import PACKAGES
@@ -51,3 +52,14 @@ def close(ours, theirs, atol=1e-5):
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     assert np.ptp(theirs) > 1e-3, "the reference's map is constant"
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol)
+
+
+def ascent(until, x, index, count, lr=1.0):
+    """FlashTorch's published procedure on a function that ends at the layer: the image after each step."""
+    images = []
+    for _ in range(count):
+        x = x.detach().requires_grad_()
+        g = torch.autograd.grad(until(x)[:, index].mean(), x)[0]
+        x = x.detach() + lr * g / (g.pow(2).mean().sqrt() + 1e-5)
+        images.append(x)
+    return images
