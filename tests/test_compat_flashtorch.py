@@ -404,6 +404,14 @@ def test_gradients_that_cannot_be(Backprop):
         Backprop(model).calculate_gradients(x.numpy())
 
 
+def test_inception_of_any_size(Backprop):
+    class Inception(Functional):
+        pass
+
+    model, x = Inception(), torch.randn(1, 3, 12, 14)
+    torch.testing.assert_close(Backprop(model).calculate_gradients(x, 1), gradient(model, x, torch.tensor([1]))[0])
+
+
 CALLS = {
     "plain": lambda ft, net, x, path: ft["saliency"].Backprop(net).calculate_gradients(x, 1),
     "guided": lambda ft, net, x, path: ft["saliency"].Backprop(net).calculate_gradients(x, guided=True),
