@@ -581,6 +581,8 @@ def test_images_that_cannot_be(GradientAscent):
         maker.optimize(nn.Conv2d(3, 4, 3), 0)
     with pytest.raises(ValueError, match="after 1 step or more"):
         maker.visualize(model.tail, 0, num_iter=0)
+    with pytest.raises(ValueError, match="no filter to draw"):
+        maker.visualize(model.tail, [])
     cut = tiny()
     cut.stem.register_forward_hook(lambda *a: a[-1].detach())
     with pytest.raises(RuntimeError, match="no gradient goes from the layer back to the input"):
@@ -668,6 +670,15 @@ def test_functions_that_users_replace_are_seen(ours, monkeypatch):
     for _ in range(2):  # there and back
         with pytest.warns(UserWarning, match="or replace it in saliency.backprop, activmax.gradient_ascent"):
             ours["utils"].denormalize = denormalize
+
+
+def test_half_precision(ours):
+    model, x = tiny().bfloat16(), image(40).bfloat16()
+    for guided in (False, True):
+        given = ours["saliency"].Backprop(model).visualize(x, 2, guided=guided, return_output=True)
+        assert given[0].dtype == torch.bfloat16 and given[0].abs().max() > 0
+    steps = ours["activmax"].GradientAscent(model, 20).visualize(model.tail, 1, num_iter=2, return_output=True)
+    assert steps[-1].dtype == torch.bfloat16 and steps[-1].isfinite().all()
 
 
 def test_on_a_gpu_if_there_is_one(ours, device):

@@ -91,6 +91,8 @@ class GradientAscent:
             draw_image(_picture(self.output), figsize, title)
         else:
             filters = [_filter(layer, f) for f in self._chosen(layer, filter_idxs, num_subplots)]
+            if not filters:
+                raise ValueError(f"there is no filter to draw: filter_idxs={filter_idxs}, num_subplots={num_subplots}")
             self.model = on_gpu(self.model, self.use_gpu)
             self.output = self._many(layer, filters, num_iter)
             draw_filters([_picture(o) for o in self.output], filters, title)
