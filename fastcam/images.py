@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def load_image(path: str | os.PathLike[str], channels: int = 3) -> Tensor:
 
     Raises ValueError, naming the file, if it is no image or a truncated one.
     """
-    return _tensor(_open(path, channels))
+    return _tensor(open_image(path, channels))
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Preprocess:
     std: Sequence[float] = IMAGENET_STD
     interpolation: str = "bilinear"
 
-    def __call__(self, path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
+    def __call__(self, path: str | os.PathLike[str] | Image.Image) -> tuple[Tensor, Tensor]:
         """The model's input `(k, h, w)` and the picture it saw `(k, h, w)` in [0, 1], k = the length of `mean`."""
-        image = _open(path, len(self.mean))
+        image = path if isinstance(path, Image.Image) else open_image(path, len(self.mean))
         if self.resize is not None:
             width, height = (self.resize * side // min(image.size) for side in image.size)
             image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
@@ -117,7 +118,8 @@ def save_jpeg(picture: np.ndarray, path: Path) -> None:
     Image.fromarray(picture).save(path, format="JPEG", quality=95)
 
 
-def _open(path: str | os.PathLike[str], channels: int) -> Image.Image:
+def open_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
+    """An image file as Pillow's image, upright, grey or RGB; ValueError, naming the file, if it is none."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     try:
@@ -132,6 +134,28 @@ def _open(path: str | os.PathLike[str], channels: int) -> Image.Image:
         raise
     except Exception as error:  # Pillow's plug-ins raise what they like, struct.error and SyntaxError included
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def as_image(picture: Any) -> Image.Image:
+    """A picture as Pillow's image, grey or RGB; a fourth channel, the transparency, does not count.
+
+    picture   Pillow's, a uint8 array `(H, W)` or `(H, W, k)`, or a tensor `(k, H, W)` or `(H, W)`, uint8 or floating
+              point in [0, 1]
+    Raises TypeError for another type, ValueError for another number of channels.
+    """
+    if isinstance(picture, Image.Image):
+        return picture.convert("L" if picture.mode in ("1", "L", "LA", "La") else "RGB")
+    pixels: Any = picture
+    if isinstance(picture, Tensor):
+        t = picture.detach().cpu()
+        t = t.mul(255).byte() if t.is_floating_point() else t
+        pixels = (t.movedim(0, -1) if t.ndim == 3 else t).numpy()
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
+        got = getattr(picture, "dtype", type(picture).__name__)
+        raise TypeError(f"a picture must be Pillow's, a uint8 array (H, W, k) or a tensor (k, H, W), got {got}")
+    if pixels.ndim not in (2, 3) or pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
+        raise ValueError(f"a picture must have 1 or 3 channels, got shape {tuple(picture.shape)}")
+    return as_image(Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 def _tensor(image: Image.Image) -> Tensor:

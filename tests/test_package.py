@@ -100,8 +100,9 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     subprocess.run(build, check=True, cwd=_copied(source, tmp_path / "tree"), capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    for needed in ("fastcam/py.typed", "fastcam/demo_data/weights.pt", "fastcam/demo_data/digits.npz"):
-        assert needed in inside
+    data = ("demo_data/weights.pt", "demo_data/digits.npz", "compat/flashtorch/imagenet.txt")
+    for needed in ("py.typed", *data):
+        assert f"fastcam/{needed}" in inside
     assert {f"fastcam/kernels/{f.name}" for f in (ROOT / "kernels").glob("*.py")} <= inside
     assert not any(name.startswith(("kernels/", "tests/", "benchmarks/")) for name in inside)
     install = [*pip, "install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel]
@@ -170,8 +171,8 @@ def test_examples_in_the_pages_run(page, tmp_path, monkeypatch):
 
 def test_each_quirk_has_a_test_that_exists():
     text = (ROOT / "docs/quirks.md").read_text()
-    rows = re.findall(r"^\| (Q\d+) \|.*\| (kept|fixed|both) \| (.*) \|$", text, re.MULTILINE)
-    assert [q for q, *_ in rows] == [f"Q{n}" for n in range(1, 49)]
+    rows = re.findall(r"^\| ([QF]\d+) \|.*\| (kept|fixed|both) \| (.*) \|$", text, re.MULTILINE)
+    assert [q for q, *_ in rows] == [f"Q{n}" for n in range(1, 49)] + [f"F{n}" for n in range(1, 27)]
     for q, _, proof in rows:
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", proof)
         assert named, q

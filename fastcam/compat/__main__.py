@@ -1,4 +1,4 @@
-"""`python -m fastcam.compat script.py args`: run a script, or `-m module`, with fastcam as its pytorch_grad_cam."""
+"""`python -m fastcam.compat script.py args`: a script, or `-m module`, with fastcam as pytorch_grad_cam, flashtorch."""
 
 from __future__ import annotations
 

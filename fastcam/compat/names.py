@@ -1,6 +1,9 @@
-"""The modules of pytorch-grad-cam 1.5.7, the names in each, and where in fastcam a name is."""
+"""The modules of pytorch-grad-cam 1.5.7 and FlashTorch 0.1.3, the names in each, and where in fastcam a name is."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 MODULES = {  # parents before children
     "": "GradCAM FinerCAM ShapleyCAM FEM HiResCAM GradCAMElementWise AblationLayer AblationLayerVit "
@@ -78,3 +81,53 @@ _IN = {  # all other names are in fastcam itself
     "ROADMostRelevantFirst ROADMostRelevantFirstAverage neighbors_weights",
 }
 PLACES = {name: place for place, names in reversed(_IN.items()) for name in names.split()}  # the first counts
+
+_IMAGES = "load_image apply_transforms denormalize standardize_and_clip format_for_plotting"
+_BACKPROP = "Backprop denormalize format_for_plotting standardize_and_clip"
+_ASCENT = "GradientAscent apply_transforms format_for_plotting load_image standardize_and_clip"
+FLASHTORCH = {
+    "": "__version__",
+    "saliency": _BACKPROP,
+    "saliency.backprop": _BACKPROP,
+    "activmax": _ASCENT,
+    "activmax.gradient_ascent": _ASCENT,
+    "utils": f"{_IMAGES} ImageNetIndex",
+    "utils.imagenet": "ImageNetIndex",
+    "utils.resources": "",
+}
+_FLASHTORCH_IN = {
+    "": "__version__",
+    ".backprop": "Backprop",
+    ".gradient_ascent": "GradientAscent",
+    ".images": _IMAGES,
+    ".imagenet": "ImageNetIndex",
+}
+
+
+class Package(NamedTuple):
+    """A package that fastcam stands in for.
+
+    release   the one that the names are of
+    modules   the names in each of its modules
+    places    the module of fastcam in which a name is; all others are in fastcam itself
+    own       its modules whose functions users replace, which their classes must see: fastcam's, as they are
+    """
+
+    release: str
+    modules: Mapping[str, str]
+    places: Mapping[str, str]
+    own: Mapping[str, str]
+
+
+PACKAGES = {
+    "pytorch_grad_cam": Package("pytorch-grad-cam 1.5.7", MODULES, PLACES, {"base_cam": "fastcam.compat.base_cam"}),
+    "flashtorch": Package(
+        "FlashTorch 0.1.3",
+        FLASHTORCH,
+        {name: f"fastcam.compat.flashtorch{m}" for m, names in _FLASHTORCH_IN.items() for name in names.split()},
+        {
+            "saliency.backprop": "fastcam.compat.flashtorch.backprop",
+            "activmax.gradient_ascent": "fastcam.compat.flashtorch.gradient_ascent",
+        },
+    ),
+}
