@@ -428,6 +428,8 @@ CALLS = {
 def test_the_model_is_left_as_it_was(ours, photo, call):
     net, x = fragile(), torch.randn(2, 3, 20, 24, requires_grad=True)
     net.broken = False
+    if call in ("plain", "guided", "saliency figure"):
+        net.eval()
     before, start = snapshot(net), x.detach().clone()
     CALLS[call](ours, net, x, photo)
     assert_same(before, snapshot(net))
@@ -437,6 +439,13 @@ def test_the_model_is_left_as_it_was(ours, photo, call):
         with pytest.raises(KeyError, match="in forward"):
             CALLS[call](ours, net, x, photo)
         assert_same(before, snapshot(net))
+
+
+def test_backprop_leaves_evaluation_mode(ours):
+    net = fragile()
+    assert net.training
+    ours["saliency"].Backprop(net)
+    assert not any(module.training for module in net.modules())
 
 
 @pytest.mark.parametrize("layer", ["conv1", "layer2.0.conv1", "layer3.1.conv2"])

@@ -19,13 +19,13 @@ from fastcam.visualize.saliency import GuidedBackprop
 class Backprop:
     """The gradient of a class's score with respect to the image, plain or guided, and its figure.
 
-    model       as it was given, and left as it is; it runs in evaluation mode
+    model       left in evaluation mode, on which scripts count that call it themselves; otherwise as it was
     gradients   the last gradient `(B, k, H, W)`, on the model's device
     """
 
     def __init__(self, model: nn.Module) -> None:
         unwrap(model)
-        self.model = model
+        self.model = model.eval()
         self.gradients: Tensor | None = None
 
     def calculate_gradients(
