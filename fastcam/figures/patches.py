@@ -27,10 +27,12 @@ def show_block(ax: Axes, patches: np.ndarray, projections: np.ndarray | None, ti
     if any(t.ndim == 4 for t in tiles):
         tiles = [t if t.ndim == 4 else np.repeat(t[..., None], 3, 3) for t in tiles]
     wholes = [mosaic(t.astype(np.float32), side, gap, _PAPER) for t in tiles]
-    between = np.full((wholes[0].shape[0], 3 * gap, *wholes[0].shape[2:]), _PAPER, np.float32)
-    shown = show_picture(ax, np.concatenate([wholes[0], between, wholes[-1]], 1) if wholes[1:] else wholes[0], title)
+    between = np.full((wholes[0].shape[0], 2 * gap, *wholes[0].shape[2:]), _PAPER, np.float32)
+    whole = np.concatenate([wholes[0], between, wholes[1]], 1) if wholes[1:] else wholes[0]
+    shown = show_picture(ax, whole, title)
     if max(height, width) > _LARGE:
         shown.set_interpolation("antialiased")
+    ax.set_xlim(-0.5 - 3 * gap, whole.shape[1] - 0.5 + 3 * gap)  # what belongs together is nearer
     for spine in ax.spines.values():
         spine.set_visible(False)
     return shown

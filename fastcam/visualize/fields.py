@@ -33,7 +33,8 @@ def fields_of(net: nn.Module, layer: nn.Module, image: Tensor, positions: Iterab
 
     Where d (map at the position) / d (input) is not 0 for some of random inputs; all of the input for a position
     without a gradient. Height and width are independent of each other, so that a backward pass finds a row's and a
-    column's. Those in the middle of the map are found, too: their field is least cut at the borders.
+    column's. Those in the middle of the map, which are least cut at the borders, are found, too; where they see all of
+    the input, the others count as if they did.
 
     image   `(k, H, W)`
     """
@@ -46,13 +47,25 @@ def fields_of(net: nn.Module, layer: nn.Module, image: Tensor, positions: Iterab
         x = torch.randn(count, *image.shape, generator=generator).to(x).requires_grad_()
         maps = run(x).activations[layer]
         weights = torch.randn(maps.shape[:2], generator=generator).to(maps)
-        rows, columns = (sorted({p[d] for p in wanted} | {(n - 1) // 2, n // 2}) for d, n in enumerate(size))
         found = Fields({}, {})
-        for n in range(max(len(rows), len(columns))):
-            row, column = rows[n % len(rows)], columns[n % len(columns)]
-            seen = _support((maps[:, :, row, column] * weights).sum(), x)
-            found.rows[row], found.columns[column] = (_interval(seen.any(1 - d)) for d in range(2))
-    return found
+
+        def measure(rows: list[int], columns: list[int]) -> None:
+            for n in range(max(len(rows), len(columns))):
+                row, column = rows[min(n, len(rows) - 1)], columns[min(n, len(columns) - 1)]
+                seen = _support((maps[:, :, row, column] * weights).sum(), x)
+                found.rows[row], found.columns[column] = (_interval(seen.any(1 - d)) for d in range(2))
+
+        middle = [sorted({(n - 1) // 2, n // 2}) for n in size]
+        measure(*middle)
+        others = []
+        for d, seen in enumerate(found):
+            everything = (0, image.shape[1 + d])
+            if everything in seen.values():
+                seen.update({n: everything for n in range(size[d])})
+            others.append(sorted({p[d] for p in wanted} - seen.keys()))
+        if any(others):
+            measure(*(places or middle[d][:1] for d, places in enumerate(others)))
+        return found
 
 
 def _support(value: Tensor, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastcam.figures.canvas import Layout
 
 _FEW = 8  # channels, if none are named
-_RULES = {"deconvnet": "deconvolve", "guided": "guided", "gradient": None}
+_RULES = {"guided": "guided", "deconvnet": "deconvolve", "gradient": None}
 Box = tuple[int, int, int, int]
 
 
@@ -69,7 +69,7 @@ class TopPatches(Images):
         columns = min(n, columns or (4 if squares == 1 else 2))
         rows = -(-n // columns)
         height = size * self.data.shape[-2] / self.data.shape[-1] * -(-count // side) / side
-        return Layout(rows, columns, (squares * size + 0.2) * columns, (height + 0.35) * rows)
+        return Layout(rows, columns, (squares * size + 0.3) * columns, (0.96 * height + 0.32) * rows)
 
     def _draw(self, axes: np.ndarray, *_: Any, **__: Any) -> None:
         from fastcam.figures.patches import show_block
@@ -91,7 +91,7 @@ def top_patches(
     channels: int | Iterable[int] | None = None,
     k: int = 9,
     *,
-    projection: str | None = "deconvnet",
+    projection: str | None = "guided",
     per_image: bool = True,
     batch_size: int = 32,
     mean: Any = None,
@@ -110,7 +110,8 @@ def top_patches(
     layer        a module or its name; its output is `(B, C, h, w)`
     channels     one or several of 0 to C - 1; None for the first 8
     k            patches a channel; fewer, with a warning, if the data set has not as many
-    projection   "deconvnet", "guided" (guided backpropagation), "gradient" (the plain one), or None for none
+    projection   "guided" (guided backpropagation), "deconvnet" (the paper's, which knows of the image only what its
+                 max pooling passed on, nothing in a network without), "gradient" (the plain one), or None for none
     per_image    an image counts once, by the highest activation of its map; otherwise each position counts
     batch_size   images in a run of the model
     mean, std    of the inputs, x = (picture - mean) / std, to show them; None: inputs are pictures in [0, 1]
@@ -118,7 +119,7 @@ def top_patches(
 
     Of equal activations the first wins, by image, row and column. Returns `TopPatches` on the model's device. Raises
     ValueError for an unknown channel, a layer without maps, activations that are not a number, a data set without
-    images, and for "deconvnet" and "guided" if no ReLU is met up to the layer; TypeError for what is no data set.
+    images, and for "guided" and "deconvnet" if no ReLU is met up to the layer; TypeError for what is no data set.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3))
     >>> found = top_patches(model, torch.rand(20, 1, 12, 12), "2", [0, 5], k=4)
@@ -127,7 +128,7 @@ def top_patches(
     """
     k, batch_size = check_count("k", k), check_count("batch_size", batch_size)
     if projection is not None and projection not in _RULES:
-        raise ValueError(f'projection must be "deconvnet", "guided", "gradient" or None, got {projection!r}')
+        raise ValueError(f'projection must be "guided", "deconvnet", "gradient" or None, got {projection!r}')
     found = find_layers(model, layer)
     if len(found) != 1:
         raise ValueError(f"layer must be one layer, {layer!r} names {len(found)}")
