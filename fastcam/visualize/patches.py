@@ -69,7 +69,7 @@ class TopPatches(Images):
         columns = min(n, columns or (4 if squares == 1 else 2))
         rows = -(-n // columns)
         height = size * self.data.shape[-2] / self.data.shape[-1] * -(-count // side) / side
-        return Layout(rows, columns, (squares * size + 0.3) * columns, (0.96 * height + 0.32) * rows)
+        return Layout(rows, columns, (squares * size + 0.3) * columns, (0.97 * height + 0.38) * rows)
 
     def _draw(self, axes: np.ndarray, *_: Any, **__: Any) -> None:
         from fastcam.figures.patches import show_block
@@ -146,7 +146,8 @@ def top_patches(
         raise ValueError("dataset gave no image")
     _check_finite(winners, numbers, seen.name)
     if winners.score.shape[1] < k:
-        warnings.warn(f"k is {k}, the data set has {winners.seen} images: all of them are shown", stacklevel=2)
+        have = f"{winners.score.shape[1]} {'images' if per_image else 'positions'}"
+        warnings.warn(f"k is {k}, the data set has {have}: all of them are shown", stacklevel=2)
     about = {"k": k, "projection": projection, "per_image": per_image, "images": winners.seen, "mean": mean, "std": std}
     return _assembled(seen, winners, numbers, batch_size, about)
 
