@@ -304,7 +304,7 @@ def test_where_a_cut_patch_lies():
     image, grey = torch.arange(1, 101.0).view(1, 10, 10), torch.zeros(1, 1, 1)
     assert torch.equal(cropped(image, (0, 3, 2, 6), (3, 3), grey)[0, 1:], image[0, :2, 3:6])
     assert torch.equal(cropped(image, (8, 3, 10, 6), (3, 3), grey)[0, :2], image[0, 8:, 3:6])
-    assert torch.equal(cropped(image, (7, 0, 9, 1), (3, 3), grey)[0, :2, 2:], image[0, 7:9, :1])
+    assert torch.equal(cropped(image, (7, 0, 9, 1), (5, 3), grey)[0, :2, 2:], image[0, 7:9, :1])
     assert cropped(image, (0, 0, 10, 10), (12, 12), grey)[0, [0, -1]].abs().sum() == 0
 
 

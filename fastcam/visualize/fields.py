@@ -96,7 +96,9 @@ def cropped(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]
 
 
 def _offset(start: int, stop: int, whole: int, size: int) -> int:
-    missing = size - (stop - start)
-    if start == 0 and stop < whole:
-        return missing
-    return 0 if start > 0 and stop == whole else missing // 2
+    """Where in `size` begins what is left of a field: it was cut at the nearer border.
+
+    Of which it may end a little short, where the last pixels are in no window.
+    """
+    missing, before, behind = size - (stop - start), start, whole - stop
+    return missing if before < behind else 0 if behind < before else missing // 2
