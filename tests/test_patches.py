@@ -342,6 +342,37 @@ def test_what_is_written_into_the_layer_afterwards_is_not_its_own(net, images):
     torch.testing.assert_close(dark.score, expected)
 
 
+def test_channels_last_and_tokens(images):
+    """The same maps, however they lie: patches of 4 x 5 pixels, a norm and a linear map for each."""
+    torch.manual_seed(6)
+    split, norm, mix = nn.Conv2d(3, 7, (4, 5), (4, 5)).double(), nn.LayerNorm(7).double(), nn.Linear(7, 6).double()
+
+    class Last(nn.Module):
+        def __init__(self, tokens):
+            super().__init__()
+            self.split, self.norm, self.mix, self.tokens = split, norm, mix, tokens
+
+        def forward(self, x):
+            t = self.split(x).relu().movedim(1, -1)
+            t = self.mix(self.norm(t.flatten(1, 2) if self.tokens else t))
+            return t.flatten(1, -2).mean(1)
+
+    images = images[..., :20]
+    with torch.no_grad():
+        maps = mix(norm(split(images).relu().movedim(1, -1))).movedim(-1, 1)  # (23, 6, 5, 4)
+    for tokens in (False, True):
+        for transform in (None, lambda t: (t.unflatten(1, (5, 4)) if t.ndim == 3 else t).movedim(-1, 1)):
+            found = fastcam.top_patches(Last(tokens), images, "mix", [5, 1], k=3, reshape_transform=transform)
+            assert found.shape == (2, 3, 3, 4, 5)
+            for n, channel in enumerate((5, 1)):
+                best = maps[:, channel].amax((1, 2)).sort(descending=True).indices[:3]
+                assert torch.equal(found.index[n], best)
+                for i, patch in zip(best, found.data[n], strict=True):
+                    row, column = divmod(maps[i, channel].argmax().item(), 4)
+                    expected = images[i, :, 4 * row : 4 * row + 4, 5 * column : 5 * column + 5]
+                    assert torch.equal(patch, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     found = fastcam.top_patches(tiny().to(dtype), torch.rand(5, 3, 20, 24).to(dtype), "body", [0, 1], k=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -28,24 +28,31 @@ class Fields(NamedTuple):
         return height, width
 
 
-def fields_of(net: nn.Module, layer: nn.Module, image: Tensor, positions: Iterable[tuple[int, int]]) -> Fields:
-    """The fields of positions (row, column) of a layer with maps `(B, C, h, w)`, for inputs of the image's shape.
+def fields_of(
+    net: nn.Module,
+    layer: nn.Module,
+    image: Tensor,
+    positions: Iterable[tuple[int, int]],
+    arranged: Callable[[Tensor, Tensor], Tensor] = lambda images, output: output,
+) -> Fields:
+    """The fields of positions (row, column) of a layer's maps, for inputs of the image's shape.
 
     Where d (map at the position) / d (input) is not 0 for some of random inputs; all of the input for a position
     without a gradient. Height and width are independent of each other, so that a backward pass finds a row's and a
     column's. Those in the middle of the map, which are least cut at the borders, are found, too; where they see all of
     the input, the others count as if they did.
 
-    image   `(k, H, W)`
+    image      `(k, H, W)`
+    arranged   makes maps `(B, C, h, w)` of images and the layer's output
     """
     wanted = list(positions)
     with differentiable(net, [layer]) as run:
         generator = torch.Generator().manual_seed(0)
         x = owned(net, Inputs(torch.randn(1, *image.shape, generator=generator).to(image))).image
-        _, channels, *size = run(x).activations[layer].shape
+        _, channels, *size = arranged(x, run(x).activations[layer]).shape
         count = min(_MOST, max(2, _PATHS // channels))
         x = torch.randn(count, *image.shape, generator=generator).to(x).requires_grad_()
-        maps = run(x).activations[layer]
+        maps = arranged(x, run(x).activations[layer])
         weights = torch.randn(maps.shape[:2], generator=generator).to(maps)
         found = Fields({}, {})
 

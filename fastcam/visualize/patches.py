@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.batches import check_count
-from fastcam.layers import find_layers, layer_name
-from fastcam.record import owned, record, unwrap
+from fastcam.layers import find_layers
+from fastcam.record import owned, unwrap
 from fastcam.results import Images, shown
 from fastcam.visualize.fields import cropped, fields_of
-from fastcam.visualize.forward import differentiable
-from fastcam.visualize.rectifiers import Rectifiers, missed
+from fastcam.visualize.neurons import RULES, Neurons
 from fastcam.visualize.winners import Winners, batches_of
 
 if TYPE_CHECKING:
     from fastcam.figures.canvas import Layout
 
 _FEW = 8  # channels, if none are named
-_RULES = {"guided": "guided", "deconvnet": "deconvolve", "gradient": None}
 Box = tuple[int, int, int, int]
 
 
@@ -96,6 +93,7 @@ def top_patches(
     batch_size: int = 32,
     mean: Any = None,
     std: Any = None,
+    reshape_transform: Callable[[Any], Tensor] | None = None,
     progress: bool = False,
 ) -> TopPatches:
     """The patches of a data set that excite channels most (Zeiler and Fergus, ECCV 2014, arXiv:1311.2901, figure 2).
@@ -107,7 +105,7 @@ def top_patches(
 
     dataset      model inputs `(N, k, H, W)`, or what gives single images or batches of them, of any sizes, once: a
                  list, a Dataset, a DataLoader, a generator; labels behind an image are ignored
-    layer        a module or its name; its output is `(B, C, h, w)`
+    layer        a module or its name, of maps `(B, C, h, w)`, `(B, h, w, C)` or tokens `(B, N, C)`
     channels     one or several of 0 to C - 1; None for the first 8
     k            patches a channel; fewer, with a warning, if the data set has not as many
     projection   "guided" (guided backpropagation), "deconvnet" (the paper's, which knows of the image only what its
@@ -115,6 +113,7 @@ def top_patches(
     per_image    an image counts once, by the highest activation of its map; otherwise each position counts
     batch_size   images in a run of the model
     mean, std    of the inputs, x = (picture - mean) / std, to show them; None: inputs are pictures in [0, 1]
+    reshape_transform   turns the layer's output into `(B, C, h, w)`; None finds out how it lies, as for `GradCAM`
     progress     show a bar on stderr
 
     Of equal activations the first wins, by image, row and column. Returns `TopPatches` on the model's device. Raises
@@ -127,12 +126,12 @@ def top_patches(
     (torch.Size([2, 4, 1, 5, 5]), torch.Size([2, 4, 1, 5, 5]), torch.Size([2, 4]))
     """
     k, batch_size = check_count("k", k), check_count("batch_size", batch_size)
-    if projection is not None and projection not in _RULES:
+    if projection is not None and projection not in RULES:
         raise ValueError(f'projection must be "guided", "deconvnet", "gradient" or None, got {projection!r}')
     found = find_layers(model, layer)
     if len(found) != 1:
         raise ValueError(f"layer must be one layer, {layer!r} names {len(found)}")
-    seen = _Layer(unwrap(model), found[0], projection)
+    seen = Neurons(unwrap(model), found[0], projection, reshape_transform)
     wanted, winners = _numbers(channels), None
     for images in batches_of(dataset, batch_size, progress):
         maps = seen.maps(images)
@@ -152,61 +151,8 @@ def top_patches(
     return _assembled(seen, winners, numbers, batch_size, about)
 
 
-class _Layer:
-    """The layer of a model, run as far as needed."""
-
-    def __init__(self, net: nn.Module, module: nn.Module, projection: str | None) -> None:
-        self.net, self.module, self.projection = net, module, projection
-        self.name = layer_name(net, module)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """`(B, C, h, w)` of images `(B, k, H, W)`."""
-        with record(self.net, [self.module], images, gradients=False, complete=False) as run:
-            maps = run.activations[0]
-        if maps.ndim != 4 or len(maps) != len(images):
-            shape = tuple(maps.shape)
-            raise ValueError(
-                f"layer {self.name!r} ({type(self.module).__name__}) gives {shape} for {len(images)} images, no maps "
-                "(B, C, h, w): choose a convolution or a stage, `fastcam.layer_table` lists what each layer gives"
-            )
-        return maps
-
-    def projected(self, images: Tensor, neurons: list[tuple[int, int, int]]) -> Tensor | None:
-        """Of each image the gradient of its neuron (channel, row, column) `(B, k, H, W)`."""
-        if self.projection is None:
-            return None
-        rule = _RULES[self.projection]
-        with differentiable(self.net, [self.module]) as run, ExitStack() as stack:
-            x = owned(self.net, images).detach().requires_grad_()
-            rectifiers = stack.enter_context(Rectifiers(rule)) if rule else None
-            maps = run(x).activations[self.module]
-            stack.close()  # the backward pass is as the forward pass made it
-            channel, row, column = (torch.tensor(t, device=maps.device) for t in zip(*neurons, strict=True))
-            score = maps[torch.arange(len(x), device=maps.device), channel, row, column].sum()
-            if rectifiers is not None:
-                self._check_rectifiers(rectifiers.met, score)
-            gradient = torch.autograd.grad(score, x, allow_unused=True)[0] if score.requires_grad else None
-        if gradient is None:
-            raise RuntimeError(
-                f"layer {self.name!r} carries no gradient back to the input: pass projection=None for the patches alone"
-            )
-        return gradient
-
-    def _check_rectifiers(self, met: int, score: Tensor) -> None:
-        if (name := missed(score)) is not None:
-            raise RuntimeError(
-                f"{type(self.net).__name__} rectifies out of reach of another backward rule ({name}): compiled or "
-                'scripted code, say; use the plain modules, or projection="gradient" or None'
-            )
-        if not met:
-            raise ValueError(
-                f"{type(self.net).__name__} met no ReLU up to layer {self.name!r}, where projection="
-                f'{self.projection!r} would be the plain gradient: pass projection="gradient", or None for none'
-            )
-
-
 def _assembled(
-    seen: _Layer, winners: Winners, numbers: list[int], batch_size: int, about: dict[str, Any]
+    seen: Neurons, winners: Winners, numbers: list[int], batch_size: int, about: dict[str, Any]
 ) -> TopPatches:
     """The winners' patches and projections, cut out of their images."""
     shape = winners.score.shape
@@ -241,14 +187,16 @@ def _assembled(
     )
 
 
-def _boxes(seen: _Layer, images: list[Tensor], position: list[list[int]]) -> tuple[list[Box], tuple[int, int]]:
+def _boxes(seen: Neurons, images: list[Tensor], position: list[list[int]]) -> tuple[list[Box], tuple[int, int]]:
     """Of each position the rectangle of its image that it depends on, and the size that holds each of them."""
     shapes = dict.fromkeys(image.shape for image in images)
     boxes: dict[int, Box] = {}
     extents = []
     for shape in shapes:
         rows = [n for n, image in enumerate(images) if image.shape == shape]
-        fields = fields_of(seen.net, seen.module, images[rows[0]], [(position[n][0], position[n][1]) for n in rows])
+        fields = fields_of(
+            seen.net, seen.module, images[rows[0]], [(position[n][0], position[n][1]) for n in rows], seen.arranged
+        )
         extents.append(fields.extent())
         for n in rows:
             (top, bottom), (left, right) = fields.rows[position[n][0]], fields.columns[position[n][1]]
