@@ -42,8 +42,7 @@ class Result:
 
     def numpy(self) -> np.ndarray:
         """The tensor as an array, floating point as at least fp32."""
-        t = self.data.detach().cpu()
-        return (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()
+        return _array(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.numpy()
@@ -75,20 +74,18 @@ class Result:
     def save(self, path: str | os.PathLike[str], *, dpi: int = _DPI, **options: Any) -> None:
         """Write it: the tensor and how it came about as `.pt` or `.npz`, otherwise the figure, as `.png`, `.pdf` ...
 
-        A `.npz` holds `data`, `score` and a JSON text `about`. Options as for `plot`. Raises ValueError for a suffix
-        that names no format.
+        A `.npz` holds `data`, `score`, the result's other tensors and a JSON text `about`. Options as for `plot`.
+        Raises ValueError for a suffix that names no format.
         """
         from fastcam.figures import canvas
 
         path = Path(path)
         about = {"target": self.target, "layer": self.layer, "settings": self.settings}
         if path.suffix == ".pt":
-            torch.save({"data": self.data, "score": self.score, **about}, path)
+            torch.save({**self._tensors(), **about}, path)
         elif path.suffix == ".npz":
-            arrays: dict[str, Any] = {"data": self.numpy(), "about": json.dumps(about, default=_plain)}
-            if self.score is not None:
-                arrays["score"] = self.score.detach().float().cpu().numpy()
-            np.savez_compressed(path, **arrays)
+            arrays: dict[str, Any] = {name: _array(t) for name, t in self._tensors().items() if t is not None}
+            np.savez_compressed(path, about=json.dumps(about, default=_plain), **arrays)
         else:
             canvas.write(self._figure(**options), path, dpi)
 
@@ -96,6 +93,10 @@ class Result:
         from fastcam.figures import canvas
 
         return canvas.png(self._figure(), _DPI)
+
+    def _tensors(self) -> dict[str, Tensor | None]:
+        """What a file of it holds."""
+        return {"data": self.data, "score": self.score}
 
     def _figure(self, **options: Any) -> Any:
         from fastcam.figures.canvas import axes_in
@@ -111,6 +112,11 @@ class Result:
     def _draw(self, axes: np.ndarray, *args: Any, **options: Any) -> None:
         """Draw into axes `(rows, columns)`."""
         raise NotImplementedError
+
+
+def _array(t: Tensor) -> np.ndarray:
+    t = t.detach().cpu()
+    return (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()
 
 
 def _plain(value: Any) -> Any:
