@@ -123,6 +123,7 @@ class Images(Result):
 
     pictures = data std + mean, where mean and std are given, otherwise (data - low) / (high - low); cut to [0, 1]
 
+    value_range   low and high, numbers or, a range an image, `(N, 1, 1, 1)`
     titles   a line of text for each image
     """
 
@@ -132,7 +133,7 @@ class Images(Result):
         *,
         mean: Any = None,
         std: Any = None,
-        value_range: tuple[float, float] = (0.0, 1.0),
+        value_range: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
         titles: list[str] | None = None,
         **about: Any,
     ) -> None:
