@@ -146,7 +146,7 @@ class Images(Result):
         """`(N, k, H, W)` in [0, 1]."""
         x = self.data.detach().float()
         if self._mean is None and self._std is None:
-            low, high = self._range
+            low, high = (torch.as_tensor(v, device=x.device, dtype=x.dtype) for v in self._range)
             return ((x - low) / (high - low)).clamp(0, 1)
         mean, std = (d if v is None else v for v, d in ((self._mean, 0.0), (self._std, 1.0)))
         centre, spread = (torch.as_tensor(v, device=x.device, dtype=x.dtype).view(-1, 1, 1) for v in (mean, std))

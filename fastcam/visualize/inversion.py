@@ -75,7 +75,7 @@ def invert(
     alpha: float = 6.0,
     beta: float = 2.0,
     lambda_alpha: float = 1e-3,
-    lambda_tv: float = 0.01,
+    lambda_tv: float = 1.0,
     mean: Any = None,
     std: Any = None,
     seed: int = 0,
@@ -119,6 +119,9 @@ def invert(
     for name, value in (("lr", lr), ("alpha", alpha), ("beta", beta)):
         if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value!r}")
+    for name, value in (("lambda_alpha", lambda_alpha), ("lambda_tv", lambda_tv)):
+        if not value >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {value!r}")
     given = batch_of_images(net, x)
     limits = valid_range(given, mean, std)
     prior = _Prior(alpha, beta, lambda_alpha, lambda_tv)
@@ -188,8 +191,8 @@ class _Descent:
                 pictures = pictures.detach().requires_grad_()
                 errors, features = self._squared_errors(run, pictures, rows)
                 # Times the number of features: a mean's gradient is too small for half precision. It changes no step.
-                value = (features * (errors + self.prior(pictures))).sum()
-                gradient = input_gradient(self.net, value, pictures)
+                gradient = input_gradient(self.net, (features * errors).sum(), pictures)
+                gradient += input_gradient(self.net, (features * self.prior(pictures)).sum(), pictures)
                 rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
                 rate = lr * (1 + math.cos(math.pi * step / steps)) / 2
                 velocity = _MOMENTUM * velocity - rate * gradient / torch.where(rms > 0, rms, 1)
