@@ -272,7 +272,7 @@ def test_the_figure_has_pairs():
     assert axes.shape == (3, 2)
     for row in range(3):
         for ax, images, name in zip(axes[row], (dream.before, dream), ("before", "after"), strict=True):
-            assert ax.get_title() == f"{name}: {images.score[row]:.3g}"
+            assert ax.get_title() == f"{name}: objective {images.score[row]:.3g}"
             np.testing.assert_array_equal(ax.images[0].get_array(), images.pictures[row, 0].numpy())
             assert ax.images[0].get_clim() == (0, 1)
     axes = dream.plot(columns=2)

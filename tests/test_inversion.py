@@ -81,7 +81,7 @@ def test_a_trained_network(layers):
     net, x = load_network(), make_scenes(2).images
     found = fastcam.invert(net, x, layers, steps=60, lambda_tv=0.1)
     grey = fastcam.invert(net, x, layers, steps=1, lr=1e-6)
-    limits = {"stage1": 0.15, "stage2": 0.2, "stage3": 0.33, "stage4": 0.25, "head": 0.1}
+    limits = {"stage1": 0.15, "stage2": 0.2, "stage3": 0.33, "stage4": 0.25, "head": 0.25}
     assert (found.score < torch.tensor([limits[n] for n in layers * 2]) * grey.score).all(), found.score / grey.score
 
 
@@ -208,7 +208,7 @@ def test_the_figure_is_a_strip_an_image(tmp_path):
     found = fastcam.invert(tiny(channels=1), pictures(2, channels=1), ["stem", "body"], steps=2)
     axes = found.plot()
     assert axes.shape == (2, 3)
-    titles = [f"{name}: {e:.2f}" for name, e in zip(found.titles, found.score.tolist(), strict=True)]
+    titles = [f"{name}: error {e:.2f}" for name, e in zip(found.titles, found.score.tolist(), strict=True)]
     for b in range(2):
         assert [ax.get_title() for ax in axes[b]] == ["input", *titles[2 * b : 2 * b + 2]]
         drawn = [found.original.pictures[b], *found.pictures[2 * b : 2 * b + 2]]

@@ -56,7 +56,7 @@ class Dream(Images):
         for first, (title, images) in enumerate((("before", self.before), ("after", self))):
             assert images.score is not None
             for ax, picture, score in zip(axes.flat[first::2], images.pictures, images.score.tolist(), strict=False):
-                show_picture(ax, shown(picture), f"{title}: {score:.3g}")
+                show_picture(ax, shown(picture), f"{title}: objective {score:.3g}")
 
 
 def deep_dream(
@@ -181,6 +181,7 @@ class _Ascent:
             if not all(0 <= c < shape[dim] for c in picked):
                 name = layer_name(self.net, module)
                 raise ValueError(f"layer {name!r} has channels 0 to {shape[dim] - 1}, got channels {picked}")
+        self.chosen = [torch.tensor(picked, device=pictures.device) if picked else None for picked in self.picks]
         return usable[::-1]
 
     def values(self, run: Run, pictures: Tensor) -> Tensor:
@@ -219,12 +220,12 @@ class _Ascent:
 
     def _objective(self, seen: Seen) -> Tensor:
         value: Any = 0
-        for module, dim, picked in zip(self.modules, self.dims, self.picks, strict=True):
+        for module, dim, chosen in zip(self.modules, self.dims, self.chosen, strict=True):
             a = in_full(seen.activations[module])
-            if picked:
-                value = value + a.index_select(dim, torch.tensor(picked, device=a.device)).flatten(1).mean(1)
-            else:
+            if chosen is None:
                 value = value + a.flatten(1).square().mean(1) / 2
+            else:
+                value = value + a.index_select(dim, chosen).flatten(1).mean(1)
         return value
 
     def _channel_dim(self, module: nn.Module, pictures: Tensor, shape: Sequence[int]) -> int:

@@ -62,7 +62,7 @@ class Inversion(Images):
             show_picture(ax, shown(picture), "input")
         cells = axes[:, 1:].flat
         for ax, picture, title, error in zip(cells, self.pictures, self.titles, self.score.tolist(), strict=True):
-            show_picture(ax, shown(picture), f"{title}: {error:.2f}")
+            show_picture(ax, shown(picture), f"{title}: error {error:.2f}")
 
 
 def invert(
@@ -71,7 +71,7 @@ def invert(
     layers: Layers,
     *,
     steps: int = 200,
-    lr: float = 0.01,
+    lr: float = 0.005,
     alpha: float = 6.0,
     beta: float = 2.0,
     lambda_alpha: float = 1e-3,
@@ -99,7 +99,7 @@ def invert(
                              image that lies in it, for another from its least to its greatest value
     lr                       the root mean square of a step's change before the momentum adds up, 1 from black to white
     seed                     of the noise; image i, in all layers, begins with that of `seed + i`
-    batch_size               rows at once; "auto" is halved when memory is short
+    batch_size               rows at once; "auto" grows while that is faster, and is halved where memory fails
 
     Returns an `Inversion`: inputs `(B L, k, H, W)` of x's type on the model's device, the images of one image side by
     side. The model, in evaluation mode here, is left as it was; in half precision it is run on pictures kept in fp32.
@@ -170,6 +170,15 @@ def total_variation(pictures: Tensor, beta: float = 2.0) -> Tensor:
     return squares.mean((1, 2, 3))
 
 
+class _Part(NamedTuple):
+    """Those of some rows that are of one layer, and what they are to give: features `(m, n)` and their power `(m,)`."""
+
+    module: nn.Module
+    places: slice
+    wanted: Tensor
+    power: Tensor
+
+
 class _Descent:
     """The optimisation of rows: row b L + l is image b at layer l."""
 
@@ -180,54 +189,61 @@ class _Descent:
         self.door = door_of(net)
         with differentiable(net, modules) as run, torch.no_grad():
             seen = run(self.door(x)).activations
-            self.wanted = [self._checked(m, seen[m], len(x)) for m in modules]  # of each layer (B, n)
+            self.wanted = [self._features(m, seen[m], len(x)) for m in modules]
 
     def run(self, start: Tensor, rows: range, steps: int, lr: float) -> Tensor:
         """The pictures of some rows, from the start of their images `(B, k, H, W)`."""
+        limits, parts = self._of(rows)
         pictures = start[[row // len(self.modules) for row in rows]]
         velocity = torch.zeros_like(pictures)
-        with differentiable(self.net, self._needed(rows)) as run:
+        with differentiable(self.net, [part.module for part in parts]) as run:
             for step in range(steps):
-                pictures = pictures.detach().requires_grad_()
-                errors, features = self._squared_errors(run, pictures, rows)
-                # Times the number of features: a mean's gradient is too small for half precision. It changes no step.
-                gradient = input_gradient(self.net, (features * errors).sum(), pictures)
-                gradient += input_gradient(self.net, (features * self.prior(pictures)).sum(), pictures)
+                gradient = self._gradient(run, pictures.detach().requires_grad_(), limits, parts)
                 rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
                 rate = lr * (1 + math.cos(math.pi * step / steps)) / 2
                 velocity = _MOMENTUM * velocity - rate * gradient / torch.where(rms > 0, rms, 1)
-                pictures = (pictures.detach() + velocity).clamp(0, 1)
+                pictures = (pictures + velocity).clamp(0, 1)
         return pictures
 
     def errors(self, pictures: Tensor, rows: range) -> Tensor:
         """Relative errors `(N,)` of the rows' features."""
-        with differentiable(self.net, self._needed(rows)) as run, torch.no_grad():
-            return self._squared_errors(run, pictures, rows)[0].sqrt()
+        limits, parts = self._of(rows)
+        errors = pictures.new_zeros(len(rows))
+        with differentiable(self.net, [part.module for part in parts]) as run, torch.no_grad():
+            for part, squared in zip(parts, self._squared_errors(run, pictures, limits, parts), strict=True):
+                errors[part.places] = squared.sqrt()
+        return errors
 
-    def _needed(self, rows: range) -> list[nn.Module]:
-        """The layers of some rows."""
-        return [m for layer, m in enumerate(self.modules) if any(row % len(self.modules) == layer for row in rows)]
-
-    def _squared_errors(self, run: Run, pictures: Tensor, rows: range) -> tuple[Tensor, Tensor]:
-        """||Phi(p) - Phi(x)||^2 / ||Phi(x)||^2 at each row's own layer, and how many features it has, `(N,)`."""
-        count = len(self.modules)
-        limits = self.limits.of([row // count for row in rows])
-        seen = run(self.door(limits.inputs(pictures))).activations
-        errors: list[Tensor] = [pictures] * len(rows)
+    def _of(self, rows: range) -> tuple[ValidRange, list[_Part]]:
+        """The range of some rows, and their parts."""
+        count, parts = len(self.modules), []
         for layer, (module, wanted) in enumerate(zip(self.modules, self.wanted, strict=True)):
-            places = [place for place, row in enumerate(rows) if row % count == layer]
-            if not places:
-                continue
-            aim = wanted[[rows[place] // count for place in places]]
-            found = self._checked(module, seen[module], len(rows))[places]
-            power = aim.square().sum(1)
-            relative = (found - aim).square().sum(1) / torch.where(power > 0, power, 1)
-            for place, error in zip(places, relative.unbind(), strict=True):
-                errors[place] = error
-        features = [self.wanted[row % count].shape[1] for row in rows]
-        return torch.stack(errors), torch.tensor(features, device=pictures.device)
+            place = (layer - rows.start) % count
+            if place < len(rows):
+                images = [row // count for row in rows[place::count]]
+                parts.append(_Part(module, slice(place, None, count), wanted[images], wanted[images].square().sum(1)))
+        return self.limits.of([row // count for row in rows]), parts
 
-    def _checked(self, module: nn.Module, activation: Tensor, batch: int) -> Tensor:
+    def _gradient(self, run: Run, pictures: Tensor, limits: ValidRange, parts: Sequence[_Part]) -> Tensor:
+        errors = self._squared_errors(run, pictures, limits, parts)
+        # Times the number of features for the way back: a mean's gradient is too small for half precision.
+        sizes = [part.wanted.shape[1] for part in parts]
+        enlarged = torch.stack([n * error.sum() for n, error in zip(sizes, errors, strict=True)]).sum()
+        gradient = input_gradient(self.net, enlarged, pictures)
+        for part, n in zip(parts, sizes, strict=True):
+            gradient[part.places] /= n
+        return gradient + input_gradient(self.net, self.prior(pictures).sum(), pictures)
+
+    def _squared_errors(self, run: Run, pictures: Tensor, limits: ValidRange, parts: Sequence[_Part]) -> list[Tensor]:
+        """||Phi(p) - Phi(x)||^2 / ||Phi(x)||^2 for the rows of each part."""
+        seen = run(self.door(limits.inputs(pictures))).activations
+        errors = []
+        for module, places, wanted, power in parts:
+            found = self._features(module, seen[module], len(pictures))[places]
+            errors.append((found - wanted).square().sum(1) / torch.where(power > 0, power, 1))
+        return errors
+
+    def _features(self, module: nn.Module, activation: Tensor, batch: int) -> Tensor:
         """`(batch, n)`, in at least fp32."""
         if activation.ndim < 2 or len(activation) != batch:
             shape, name = tuple(activation.shape), layer_name(self.net, module)
