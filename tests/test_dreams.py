@@ -239,6 +239,7 @@ class Windows(TinyNet):
     [
         ({"layers": "boddy"}, ValueError, "no layer 'boddy'.*body"),
         ({"channels": 12}, ValueError, "layer 'body' has channels 0 to 11, got channels \\[12\\]"),
+        ({"channels": []}, ValueError, "layer 'body' has channels 0 to 11, got channels \\[\\]"),
         ({"layers": ["stem", "body"], "channels": [1]}, ValueError, "an entry for each of the 2 layers"),
         ({"octaves": 0}, ValueError, "octaves must be a whole number"),
         ({"scale": 1.0}, ValueError, "scale must be above 1"),

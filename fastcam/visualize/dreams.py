@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ _SMALLEST = 16  # pixels of the shorter side of an octave, unless the image itse
 _PIXELS_PER_INCH = 120
 
 Channels = int | Sequence[int] | None
+Picks = list[list[int] | None]
 Run = Callable[[Tensor | Inputs], Seen]
 
 
@@ -112,14 +114,8 @@ def deep_dream(
     """
     net = unwrap(model)
     modules = find_layers(net, layers)
-    settings: dict[str, Any] = {
-        "octaves": octaves,
-        "scale": scale,
-        "steps": steps,
-        "step_size": step_size,
-        "jitter": jitter,
-    }
-    settings |= {"tile": tile, "mean": mean, "std": std, "seed": seed}
+    settings: dict[str, Any] = {"octaves": octaves, "scale": scale, "steps": steps, "step_size": step_size}
+    settings |= {"jitter": jitter, "tile": tile, "mean": mean, "std": std, "seed": seed}
     _check(octaves, scale, steps, step_size, jitter, tile)
     given = batch_of_images(net, x)
     limits = valid_range(given, mean, std)
@@ -127,15 +123,12 @@ def deep_dream(
     ascent = _Ascent(net, modules, limits, tile, _picks(channels, len(modules)))
     sizes = ascent.prepare(originals, _octave_sizes(given.shape[-2], given.shape[-1], octaves, scale))
     draws = _draws(seed, len(given), len(sizes), steps).to(given.device)
-    pictures = originals
+    pictures = _resized(originals, sizes[0])
     with differentiable(net, modules) as run:
         before = ascent.values(run, originals)
         for number, size in enumerate(sizes):
-            if number == 0:
-                pictures = _resized(originals, size)
-            else:
-                detail = pictures - _resized(originals, sizes[number - 1])
-                pictures = (_resized(originals, size) + _resized(detail, size)).clamp(0, 1)
+            detail = pictures - _resized(originals, pictures.shape[-2:])
+            pictures = (_resized(originals, size) + _resized(detail, size)).clamp(0, 1)
             for shifts in _shifts(draws[number], size, jitter, tile):
                 pictures = ascent.step(run, pictures, shifts, step_size)
         after = ascent.values(run, pictures)
@@ -155,11 +148,11 @@ class _Ascent:
     """The objective of pictures and its gradient, in tiles if need be."""
 
     def __init__(
-        self, net: nn.Module, modules: Sequence[nn.Module], limits: ValidRange, tile: int | None, picks: list[list[int]]
+        self, net: nn.Module, modules: Sequence[nn.Module], limits: ValidRange, tile: int | None, picks: Picks
     ) -> None:
         self.net, self.modules, self.limits, self.tile, self.picks = net, modules, limits, tile, picks
         self.door = door_of(net)
-        self.dims = [1] * len(modules)
+        self.chosen: list[tuple[int, Tensor] | None] = []  # the dimension of a layer's channels, and which
 
     def prepare(self, pictures: Tensor, sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The sizes that the model runs on, the smallest first; layers and channels are checked at the image's own."""
@@ -176,12 +169,7 @@ class _Ascent:
                 if number == 0:
                     shapes = [seen.activations[m].shape for m in self.modules]
                 usable.append(size)
-        self.dims = [self._channel_dim(m, first, shape) for m, shape in zip(self.modules, shapes, strict=True)]
-        for module, shape, dim, picked in zip(self.modules, shapes, self.dims, self.picks, strict=True):
-            if not all(0 <= c < shape[dim] for c in picked):
-                name = layer_name(self.net, module)
-                raise ValueError(f"layer {name!r} has channels 0 to {shape[dim] - 1}, got channels {picked}")
-        self.chosen = [torch.tensor(picked, device=pictures.device) if picked else None for picked in self.picks]
+        self.chosen = [self._chosen(*row, first) for row in zip(self.modules, self.picks, shapes, strict=True)]
         return usable[::-1]
 
     def values(self, run: Run, pictures: Tensor) -> Tensor:
@@ -220,21 +208,28 @@ class _Ascent:
 
     def _objective(self, seen: Seen) -> Tensor:
         value: Any = 0
-        for module, dim, chosen in zip(self.modules, self.dims, self.chosen, strict=True):
+        for module, chosen in zip(self.modules, self.chosen, strict=True):
             a = in_full(seen.activations[module])
             if chosen is None:
                 value = value + a.flatten(1).square().mean(1) / 2
             else:
-                value = value + a.index_select(dim, chosen).flatten(1).mean(1)
+                value = value + a.index_select(*chosen).flatten(1).mean(1)
         return value
 
-    def _channel_dim(self, module: nn.Module, pictures: Tensor, shape: Sequence[int]) -> int:
-        if len(shape) != 4:
-            return -1 if len(shape) == 3 else 1
-        try:
-            return -1 if channels_last(self.net, module, Inputs(self.door(pictures)), shape) else 1
-        except LookupError:
-            return 1
+    def _chosen(
+        self, module: nn.Module, picked: list[int] | None, shape: Sequence[int], pictures: Tensor
+    ) -> tuple[int, Tensor] | None:
+        if picked is None:
+            return None
+        last = len(shape) == 3  # tokens (B, N, C)
+        if len(shape) == 4:
+            with suppress(LookupError):
+                last = channels_last(self.net, module, Inputs(self.door(self.limits.of([0]).inputs(pictures))), shape)
+        dim = -1 if last else 1
+        if not picked or not all(0 <= c < shape[dim] for c in picked):
+            name = layer_name(self.net, module)
+            raise ValueError(f"layer {name!r} has channels 0 to {shape[dim] - 1}, got channels {picked}")
+        return dim, torch.tensor(picked, device=pictures.device)
 
 
 def _check(octaves: int, scale: float, steps: int, step_size: float, jitter: int, tile: int | None) -> None:
@@ -250,15 +245,15 @@ def _check(octaves: int, scale: float, steps: int, step_size: float, jitter: int
         check_count("jitter", jitter, " or 0")
 
 
-def _picks(channels: Any, layers: int) -> list[list[int]]:
-    """The chosen channels of each layer, none for all."""
+def _picks(channels: Any, layers: int) -> Picks:
+    """The chosen channels of each layer, None for all."""
     if layers == 1:
         channels = [channels]
     elif channels is None:
         channels = [None] * layers
     elif not isinstance(channels, Sequence) or len(channels) != layers:
         raise ValueError(f"channels must be a list with an entry for each of the {layers} layers, got {channels!r}")
-    return [[] if c is None else [int(i) for i in np.atleast_1d(c)] for c in channels]
+    return [None if c is None else [int(i) for i in np.atleast_1d(c)] for c in channels]
 
 
 def _octave_sizes(height: int, width: int, octaves: int, scale: float) -> list[tuple[int, int]]:
@@ -303,7 +298,7 @@ def _rolled(images: Tensor, shifts: Tensor) -> Tensor:
     return images.take_along_dim(rows[:, None, :, None], 2).take_along_dim(columns[:, None, None, :], 3)
 
 
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    if images.shape[-2:] == size:
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    if images.shape[-2:] == tuple(size):
         return images
-    return F.interpolate(images, size, mode="bilinear", antialias=True)
+    return F.interpolate(images, list(size), mode="bilinear", antialias=True)
