@@ -46,7 +46,7 @@ class Inversion(Images):
             raise ValueError(f"no layer {layer!r} among those inverted: {', '.join(self.layer or [])}")
         return self.data[self.titles.index(layer) :: len(self.data) // len(self.original)]
 
-    def _layout(self, columns: int = 0, size: float = 1.6) -> Layout:
+    def _layout(self, size: float = 1.6) -> Layout:  # type: ignore[override]
         """A row an image: it, and what is left of it layer by layer. size: a picture's width in inches."""
         from fastcam.figures.canvas import Layout
 
@@ -88,8 +88,8 @@ def invert(
     TV(p) = mean ((p[i + 1, j] - p[i, j])^2 + (p[i, j + 1] - p[i, j])^2)^(beta / 2)
 
     p is a picture in [0, 1], begun as grey with faint noise. In each step velocity = 0.9 velocity - lr g / rms(g), g
-    the gradient, and p += velocity; lr falls to 0 along a cosine. All layers of all images are rows of one batch that
-    runs as far as the last of the layers, and each row ends up as it does alone.
+    the gradient, and p += velocity; lr falls to 0 along a cosine. All layers of all images are rows of one batch, or of
+    several of `batch_size`, that runs as far as the last of its layers; each row ends up as it does alone.
 
     x                        `(B, k, H, W)`, as the model takes it
     layers                   as for `GradCAM`, usually a list; a layer of any shape that has the batch first, `(B, C)`
