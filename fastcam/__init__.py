@@ -67,7 +67,11 @@ if TYPE_CHECKING:
     from fastcam.reshape_transforms import fasterrcnn_reshape_transform as fasterrcnn_reshape_transform
     from fastcam.reshape_transforms import swinT_reshape_transform as swinT_reshape_transform
     from fastcam.reshape_transforms import vit_reshape_transform as vit_reshape_transform
+    from fastcam.visualize.dreams import Dream as Dream
+    from fastcam.visualize.dreams import deep_dream as deep_dream
     from fastcam.visualize.edges import sobel_cam as sobel_cam
+    from fastcam.visualize.inversion import Inversion as Inversion
+    from fastcam.visualize.inversion import invert as invert
     from fastcam.visualize.patches import TopPatches as TopPatches
     from fastcam.visualize.patches import top_patches as top_patches
     from fastcam.visualize.saliency import DeconvNet as DeconvNet
@@ -87,6 +91,8 @@ _WHERE = {
     "fastcam.methods.many": ("explain",),
     "fastcam.methods.factorization": ("DeepFeatureFactorization", "dff", "run_dff_on_image"),
     "fastcam.visualize.edges": ("sobel_cam",),
+    "fastcam.visualize.dreams": ("deep_dream", "Dream"),
+    "fastcam.visualize.inversion": ("invert", "Inversion"),
     "fastcam.methods.attention": ("LeGrad", "GradientRollout", "AttentionRollout"),
     "fastcam.reshape_transforms": ("vit_reshape_transform", "swinT_reshape_transform", "fasterrcnn_reshape_transform"),
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),

@@ -129,6 +129,7 @@ class Images(Result):
 
     pictures = data std + mean, where mean and std are given, otherwise (data - low) / (high - low); cut to [0, 1]
 
+    value_range   low and high, numbers or, a range an image, `(N, 1, 1, 1)`
     titles   a line of text for each image
     """
 
@@ -138,7 +139,7 @@ class Images(Result):
         *,
         mean: Any = None,
         std: Any = None,
-        value_range: tuple[float, float] = (0.0, 1.0),
+        value_range: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
         titles: list[str] | None = None,
         **about: Any,
     ) -> None:
@@ -151,7 +152,7 @@ class Images(Result):
         """`(N, k, H, W)` in [0, 1]."""
         x = self.data.detach().float()
         if self._mean is None and self._std is None:
-            low, high = self._range
+            low, high = (torch.as_tensor(v, device=x.device, dtype=x.dtype) for v in self._range)
             return ((x - low) / (high - low)).clamp(0, 1)
         mean, std = (d if v is None else v for v, d in ((self._mean, 0.0), (self._std, 1.0)))
         centre, spread = (torch.as_tensor(v, device=x.device, dtype=x.dtype).view(-1, 1, 1) for v in (mean, std))
