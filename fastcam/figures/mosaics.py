@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def layout_of(drawn: Mosaic) -> Layout:
 
 def draw(ax: Axes, drawn: Mosaic) -> None:
     """The tiles with their numbers, the dead ones hatched."""
-    title = textwrap.fill(drawn.title, max(30, int(_CHARACTERS * ax.bbox.width / ax.figure.dpi)))
+    title = _in_lines(drawn.title, max(30, int(_CHARACTERS * ax.bbox.width / ax.figure.dpi)))
     if drawn.scale is None:
         show_picture(ax, mosaic(drawn.tiles, drawn.columns, drawn.gap, fill=1.0), title)
     else:
@@ -117,6 +118,12 @@ def draw(ax: Axes, drawn: Mosaic) -> None:
     ax.tick_params(labelsize=6, length=2, pad=1.5)
     if drawn.dead:
         _hatch(ax, drawn)
+
+
+def _in_lines(text: str, width: int) -> str:
+    """The text in lines, "3 x 3" in one of them."""
+    together = re.sub(r"(?<=\d) x (?=\d)", "\xa0x\xa0", text)
+    return textwrap.fill(together, width, break_long_words=False, break_on_hyphens=False).replace("\xa0", " ")
 
 
 def _number_sides(ax: Axes, drawn: Mosaic, across: Sequence[int]) -> None:

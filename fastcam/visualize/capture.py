@@ -62,7 +62,8 @@ def captured(model: nn.Module, layers: Sequence[nn.Module], x: Inputs, which: st
     check_ran(net, [m for m in layers if not met[m]], found)
     if few := [m for m in layers if m not in found]:
         name, times = layer_name(net, few[0]), met[few[0]]
-        raise ValueError(f"call must be from 0 to {times - 1}, layer {name!r} ran {times} times: got {call}")
+        often = f"{times} time{'s' * (times != 1)}"
+        raise ValueError(f"call must be from 0 to {times - 1}, layer {name!r} ran {often}: got {call}")
     return [found[m].clone() if found[m].is_inference() else found[m] for m in layers]
 
 

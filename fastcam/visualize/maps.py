@@ -107,7 +107,7 @@ class FeatureMaps(Result):
         flat, dims = values.reshape(len(values), -1), values.ndim - 1
         if dims > 3:
             raise ValueError(f"maps are drawn with up to 3 dimensions in space, those of {self.layer!r} have {dims}")
-        zero = ~flat.any(1)
+        zero = np.abs(flat).max(1) == 0
         keys = None if sort is None else _KEYS[sort](flat)
         numbers, share = selected(channels, len(values), "channels", f"maps of layer {self.layer!r}", keys, limit)
         notes = [] if len(maps) == 1 else [f"image {place}"]

@@ -130,7 +130,7 @@ def _has_kernels(module: nn.Module) -> bool:
         return True
     own = dict(module.named_parameters(recurse=False))
     weight = own.get("weight", vars(module).get("weight"))
-    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+    if isinstance(weight, nn.UninitializedParameter):
         raise ValueError(f"{type(module).__name__} has no weights yet: run the model once")
     return isinstance(weight, Tensor) and weight.ndim >= 2 and weight.is_floating_point()
 
