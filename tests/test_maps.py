@@ -69,7 +69,7 @@ def test_one_run_that_ends_with_the_last_layer():
     assert list(found) == ["body", "stem.0", "stem.1", "stem.2"]
     assert (len(stem), len(body), len(tail), len(head)) == (1, 1, 0, 0), "one run, no further than body"
     fastcam.feature_maps(net, x, "tail", which="input")
-    assert (len(stem), len(body), len(tail)) == (2, 1, 0), "not even the layer itself"
+    assert (len(stem), len(body), len(tail)) == (2, 2, 0), "not even the layer itself"
     for maps in found.values():
         maps.maps, maps.plot(), maps._repr_png_()
     assert len(stem) == 2, "maps of convolutions say how they lie"
@@ -210,6 +210,33 @@ def test_tokens_are_laid_out(which):
     assert title(ax).endswith("48 maps 4 x 4, image 1") and title(ax).startswith("input of " * (which == "input") + "e")
 
 
+def test_channels_that_are_last():
+    net = torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=5).eval()
+    x = photographs(2, 64, 64)
+    for which in ("output", "input"):
+        found = fastcam.feature_maps(net, x, ["features.1", "features.1.0.norm2", "features.3.1"], which=which)
+        for maps in found.values():
+            assert maps.data.shape[-1] in (8, 16) and torch.equal(maps.maps, maps.data.movedim(-1, 1))
+
+
+class Windowed(nn.Module):
+    """Cuts images into four windows, as if each was an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        windows = x.unfold(2, 6, 6).unfold(3, 6, 6).reshape(-1, 1, 6, 6)
+        return self.head(self.part(windows).mean((2, 3)).view(len(x), 4, 4).mean(1))
+
+
+def test_windows_are_not_the_images():
+    found = fastcam.feature_maps(Windowed(), torch.randn(2, 1, 12, 12), "part")
+    with pytest.raises(ValueError, match=r"layer 'part', \(8, 4, 4, 4\), has 8 maps for 2 images.*reshape_transform"):
+        found.plot()
+
+
 class Shuffled(nn.Module):
     """Tokens that nothing tells the places of."""
 
@@ -330,6 +357,7 @@ def test_bad_options():
     before = plt.get_fignums()
     for options, message in [
         ({"image": 2}, "image must be from 0 to 1, there are 2 images: got 2"),
+        ({"image": -3}, "image must be from 0 to 1"),
         ({"channels": [1, 6]}, "channels must be from 0 to 5, there are 6 maps of layer 'part': got 6"),
         ({"sort": "min"}, "sort must be None, 'max', 'mean' or 'variance', got 'min'"),
         ({"scale": "own"}, "scale must be 'shared' or 'each'"),

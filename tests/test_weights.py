@@ -140,6 +140,8 @@ def test_layers_without_weights():
         fastcam.plot_kernels(net, "conv")
     with pytest.raises(ValueError, match="LazyConv2d has no weights yet: run the model once"):
         fastcam.layer_weights(nn.Sequential(nn.LazyConv2d(3, 3)), "0")
+    with pytest.raises(ValueError, match="layer '1' .ReLU. has no weights between channels$"):
+        fastcam.layer_weights(nn.Sequential(nn.LazyConv2d(3, 3), nn.ReLU()), "1")
     assert fastcam.layer_weights(net, ["fc"]).shape == fastcam.layer_weights(net, "f*").shape == (10, 512)
 
 
@@ -280,6 +282,9 @@ def test_a_first_layer_in_colour():
         np.testing.assert_allclose(tile, 0.5 + weights[n] / (2 * np.abs(weights[n]).max()), atol=1e-6)
     assert drawn(fastcam.plot_kernels(net, "0", rgb=False), 12, 12).shape == (5, 3, 12, 12)
     assert drawn(fastcam.plot_kernels(net, "2"), 3, 3).shape == (4, 3, 3, 3), "no colours: not the first layer"
+    with pytest.raises(ValueError, match="rgb shows all three input channels"):
+        fastcam.plot_kernels(net, "0", rgb=True, inputs=[0, 1, 2])
+    assert drawn(fastcam.plot_kernels(net, "0", inputs=[2]), 12, 12).shape == (2, 3, 12, 12)
     assert fastcam.plot_kernels(net, "2", rgb=True).images[0].get_array().ndim == 3
 
 

@@ -55,11 +55,17 @@ class KernelFigure(Result):
     ) -> None:
         super().__init__(data, layer=layer, settings=asdict(options))
         self._options, self._groups, self._transposed = options, groups, transposed
+        if data.ndim > 5:
+            raise ValueError(
+                f"kernels have up to 3 dimensions in space, those of layer {layer!r} are {tuple(data.shape)}"
+            )
         may_be_rgb = data.ndim == 4 and data.shape[1] == 3 and groups == 1
         if options.rgb and not may_be_rgb:
             raise ValueError(f"rgb needs kernels (out, 3, h, w), those of layer {layer!r} are {tuple(data.shape)}")
-        wanted = first if options.rgb is None else options.rgb
-        self._rgb = wanted and may_be_rgb and options.inputs is None and options.reduce is None
+        of_all = options.inputs is None and options.reduce is None
+        if options.rgb and not of_all:
+            raise ValueError("rgb shows all three input channels: leave out inputs and reduce, or pass rgb=False")
+        self._rgb = may_be_rgb and of_all and (first if options.rgb is None else options.rgb)
         self._single = data[0, 0].numel() == 1
         norms = data.detach().flatten(1).double().norm(dim=1)
         self._norms = norms.cpu().numpy()

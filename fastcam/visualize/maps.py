@@ -35,6 +35,9 @@ class FeatureMaps(Result):
     data    as the layer has it: `(B, C, *S)`, tokens `(B, N, C)`, features `(B, C)`; on the model's device
     layer   its dotted name
     maps    the same as `(B, C, *S)`
+
+    It refers to the model and its input: how tokens lie in space is asked of them where it is needed, in runs of their
+    own.
     """
 
     def __init__(self, data: Tensor, lay_out: Callable[[Tensor], Tensor], **about: Any) -> None:
@@ -102,7 +105,7 @@ class FeatureMaps(Result):
         check_one_of("sort", sort, (None, *_KEYS))
         check_one_of("scale", scale, ("shared", "each"))
         maps = self.maps
-        (place,) = indices_of(int(image), len(maps), "image", "images")
+        (place,) = indices_of([image], len(maps), "image", "images")
         values = maps[place].detach().float().cpu().numpy()  # (C, *S)
         flat, dims = values.reshape(len(values), -1), values.ndim - 1
         if dims > 3:

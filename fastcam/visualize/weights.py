@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fastcam.layers import find_layers, layer_name
 from fastcam.record import evaluation, first_convolution, unwrap
 from fastcam.visualize.filters import KernelFigure, Options
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def layer_weights(model: nn.Module, layer: Any, *, batch_norm: Any = None) -> Tensor:
@@ -38,6 +35,8 @@ def layer_weights(model: nn.Module, layer: Any, *, batch_norm: Any = None) -> Te
     """
     net = unwrap(model)
     module = _one(net, layer)
+    if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters(recurse=False)):
+        raise ValueError(f"{type(module).__name__} has no weights yet: run the model once")
     if not _has_kernels(module):
         raise _without_weights(net, module)
     with evaluation(net):  # in training mode, reading a spectrally normalised weight would change it
@@ -51,7 +50,7 @@ def layer_weights(model: nn.Module, layer: Any, *, batch_norm: Any = None) -> Te
 def plot_kernels(
     model: nn.Module,
     layer: Any,
-    ax: Axes | None = None,
+    ax: Any = None,
     *,
     channels: Any = None,
     inputs: Any = None,
@@ -63,7 +62,7 @@ def plot_kernels(
     clip: float | None = 99.0,
     colormap: str | None = None,
     batch_norm: Any = None,
-) -> Axes:
+) -> Any:
     """Draw the kernels of a layer as one mosaic, and give its Axes back.
 
     A row an output channel, a column an input channel; a filter that has only one channel, or few while there are many
@@ -130,9 +129,9 @@ def _has_kernels(module: nn.Module) -> bool:
         return True
     own = dict(module.named_parameters(recurse=False))
     weight = own.get("weight", vars(module).get("weight"))
-    if isinstance(weight, nn.UninitializedParameter):
-        raise ValueError(f"{type(module).__name__} has no weights yet: run the model once")
-    return isinstance(weight, Tensor) and weight.ndim >= 2 and weight.is_floating_point()
+    if not isinstance(weight, Tensor) or isinstance(weight, nn.UninitializedParameter):
+        return False
+    return weight.ndim >= 2 and weight.is_floating_point()
 
 
 def _without_weights(net: nn.Module, module: nn.Module) -> ValueError:
