@@ -11,6 +11,7 @@ import torch
 import torchvision
 from test_weights import drawn, labels, title
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 import fastcam
 
@@ -143,10 +144,15 @@ def test_the_model_itself_and_compiled_parts():
         logits, body = net(x), net.body(net.stem(x))
     assert torch.equal(fastcam.feature_maps(net, x, net).data, logits)
     assert torch.equal(fastcam.feature_maps(net, x, net, which="input").data, x)
-    net.body.compile(backend="eager")
+    counter = CompileCounter()
+    net.body.compile(backend=counter)
+    with torch.no_grad():
+        net(x)
+    compiled = counter.frame_count
     assert torch.equal(fastcam.feature_maps(net, x, "body.1").data, body)
     assert torch.equal(fastcam.feature_maps(net, x, "body").data, body)
     assert torch.equal(fastcam.feature_maps(nn.DataParallel(net), x, "body").data, body)
+    assert compiled == counter.frame_count > 0, "nothing was compiled again"
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
     found = fastcam.feature_maps(encoder, torch.randn(2, 5, 8), "layers.0.linear1", which="input")
     assert found.shape == (2, 5, 8), "off the path that calls no modules"
@@ -295,6 +301,8 @@ def test_all_maps_in_one_picture():
     boxes = patch.get_path().vertices.reshape(2, 5, 2)
     assert [(*b.min(0), *b.max(0)) for b in boxes] == [(33.5, -0.5, 49.5, 11.5), (33.5, 12.5, 49.5, 24.5)]
     assert patch.get_hatch()
+    (patch,) = found.plot(image=1, channels=[5, 0, 1]).patches
+    assert tuple(patch.get_path().vertices.min(0)) == (-0.5, -0.5), "where it is drawn"
     assert title(found.plot()) == "part: 7 maps 12 x 16, image 0" and not found.plot().patches
     assert title(fixed(t[1:, :6]).plot(channels=slice(2))) == "part: 2 of 6 maps 12 x 16, 2 of the 6 are zero"
 

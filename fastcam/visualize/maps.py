@@ -113,13 +113,9 @@ class FeatureMaps(Result):
         zero = np.abs(flat).max(1) == 0
         keys = None if sort is None else _KEYS[sort](flat)
         numbers, share = selected(channels, len(values), "channels", f"maps of layer {self.layer!r}", keys, limit)
-        notes = [] if len(maps) == 1 else [f"image {place}"]
-        notes += [] if sort is None else [f"sorted by {sort}"]
-        notes += [] if not zero.any() else [_zero(int(zero.sum()), len(zero), partly=len(numbers) < len(zero))]
         values, flat = values[numbers], flat[numbers]
         if scale == "each":
             values = values / _sizes(flat, clip).reshape(-1, *[1] * dims)
-            notes.append("each in its own scale")
         found = scale_of(values, clip, colormap)
         if scale == "each":
             found = found._replace(low=-1.0 if found.low < 0 else 0.0, high=1.0)
@@ -128,7 +124,7 @@ class FeatureMaps(Result):
         return Mosaic(
             tiles,
             columns=1 if dims == 1 else columns_of(len(tiles), *tiles.shape[1:]),
-            title=", ".join([f"{self._place}: {share} map{'s' * (share != '1')} {_size(values.shape[1:])}", *notes]),
+            title=self._title(share, values.shape[1:], image=place, sort=sort, scale=scale, zero=int(zero.sum())),
             numbers=numbers,
             across=() if dims == 1 else None,
             sides=("channel", ""),
@@ -138,9 +134,18 @@ class FeatureMaps(Result):
             gap=0 if single or dims == 1 else 2 if dims == 3 else 1,
         )
 
-    @property
-    def _place(self) -> str:
-        return f"input of {self.layer}" if self.settings.get("which") == "input" else str(self.layer)
+    def _title(self, share: str, size: tuple[int, ...], *, image: int, sort: str | None, scale: str, zero: int) -> str:
+        """What is drawn, and of all the image's maps how many are zero."""
+        of = share.rpartition(" ")[2]
+        place = "input of " * (self.settings.get("which") == "input") + str(self.layer)
+        text = f"{place}: {share} map{'s' * (share != '1')} "
+        text += f"of length {size[0]}" if len(size) == 1 else " x ".join(map(str, size))
+        notes = [] if len(self.data) == 1 else [f"image {image}"]
+        notes += [] if sort is None else [f"sorted by {sort}"]
+        if zero:
+            notes.append(f"{zero} {'' if share == of else f'of the {of} '}{'is' if zero == 1 else 'are'} zero")
+        notes += ["each in its own scale"] * (scale == "each")
+        return ", ".join([text, *notes])
 
 
 class LayerMaps(dict[str, FeatureMaps]):
@@ -235,11 +240,3 @@ def _sizes(flat: np.ndarray, clip: float | None) -> np.ndarray:
     largest = np.abs(flat).max(1)
     sizes = largest if clip is None else np.percentile(np.abs(flat), clip, axis=1)
     return np.where(sizes > 0, sizes, np.where(largest > 0, largest, 1))
-
-
-def _zero(count: int, of: int, partly: bool) -> str:
-    return f"{count}{f' of the {of}' if partly else ''} {'is' if count == 1 else 'are'} zero"
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"of length {shape[0]}" if len(shape) == 1 else " x ".join(map(str, shape))
