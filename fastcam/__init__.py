@@ -72,12 +72,17 @@ if TYPE_CHECKING:
     from fastcam.visualize.edges import sobel_cam as sobel_cam
     from fastcam.visualize.inversion import Inversion as Inversion
     from fastcam.visualize.inversion import invert as invert
+    from fastcam.visualize.maps import FeatureMaps as FeatureMaps
+    from fastcam.visualize.maps import feature_maps as feature_maps
     from fastcam.visualize.patches import TopPatches as TopPatches
     from fastcam.visualize.patches import top_patches as top_patches
     from fastcam.visualize.saliency import DeconvNet as DeconvNet
     from fastcam.visualize.saliency import GuidedBackprop as GuidedBackprop
     from fastcam.visualize.saliency import GuidedBackpropReLUModel as GuidedBackpropReLUModel
     from fastcam.visualize.saliency import GuidedGradCAM as GuidedGradCAM
+    from fastcam.visualize.weights import kernel_figure as kernel_figure
+    from fastcam.visualize.weights import layer_weights as layer_weights
+    from fastcam.visualize.weights import plot_kernels as plot_kernels
 
 __version__ = "0.1.0"
 
@@ -98,6 +103,8 @@ _WHERE = {
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
     "fastcam.visualize.patches": ("top_patches", "TopPatches"),
     "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
+    "fastcam.visualize.maps": ("FeatureMaps", "feature_maps"),
+    "fastcam.visualize.weights": ("layer_weights", "plot_kernels", "kernel_figure"),
     "fastcam.model_targets": (
         *("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget"),
         *("ClassifierOutputReST", "BinaryClassifierOutputTarget"),

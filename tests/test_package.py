@@ -31,6 +31,7 @@ PUBLIC = [
     *("__version__", "deprocess_image", "dff", "explain", "fasterrcnn_reshape_transform", "gradient_picture"),
     *("layer_table", "load_image", "overlay", "preprocess_image", "run_dff_on_image", "show_cam_on_image"),
     *("Dream", "Inversion", "deep_dream", "invert"),
+    *("FeatureMaps", "feature_maps", "kernel_figure", "layer_weights", "plot_kernels"),
     *("show_factorization_on_image", "sobel_cam", "swinT_reshape_transform", "vit_reshape_transform"),
 ]
 

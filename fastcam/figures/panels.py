@@ -77,11 +77,11 @@ def mosaic(tiles: np.ndarray, columns: int | None = None, gap: int = 1, fill: fl
     n, h, w = tiles.shape[:3]
     columns = min(n, columns or max(1, round(math.sqrt(n * h / w)))) if n else 1
     rows = -(-n // columns)
-    whole = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, *tiles.shape[3:]), fill, tiles.dtype)
-    for place, tile in enumerate(tiles):
-        top, left = place // columns * (h + gap), place % columns * (w + gap)
-        whole[top : top + h, left : left + w] = tile
-    return whole
+    whole = np.full((rows * columns, h + gap, w + gap, *tiles.shape[3:]), fill, tiles.dtype)
+    whole[:n, :h, :w] = tiles
+    whole = whole.reshape(rows, columns, *whole.shape[1:]).swapaxes(1, 2)  # (rows, h + gap, columns, w + gap, ...)
+    whole = whole.reshape(rows * (h + gap), columns * (w + gap), *tiles.shape[3:])
+    return whole[: len(whole) - gap, : whole.shape[1] - gap]
 
 
 def _bare(ax: Axes, title: str) -> None:
