@@ -27,7 +27,8 @@ PUBLIC = [
     *("RandomCAM", "RawScoresOutputTarget", "ReciproCAM", "RefineCAM", "RegressionTarget", "SESS", "SSCAM"),
     *("ScoreCAM", "SegEigenCAM", "SemanticSegmentationTarget", "ShapleyCAM", "SimilarityToConceptTarget"),
     *("SimpleFullGrad", "SmoothFullGrad", "SmoothGradCAMpp", "SoftmaxOutputTarget", "ViTReciproCAM", "XGradCAM"),
-    *("__version__", "deprocess_image", "dff", "explain", "fasterrcnn_reshape_transform", "gradient_picture"),
+    *("__version__", "check_contrast", "denormalize", "deprocess_image", "dff", "explain", "gradient_picture"),
+    "fasterrcnn_reshape_transform",
     *("layer_table", "load_image", "overlay", "preprocess_image", "run_dff_on_image", "show_cam_on_image"),
     *("show_factorization_on_image", "sobel_cam", "swinT_reshape_transform", "vit_reshape_transform"),
 ]
