@@ -26,7 +26,7 @@ def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0
     uint8 or floating point.
     """
     images, (B, H, W) = images.expand(-1, 3, -1, -1), maps.shape
-    pixels = max(1024, triton.next_power_of_2(triton.cdiv(H * W, 512)))
+    pixels = pixels_of_a_program(H * W)
     tiles = triton.cdiv(H * W, pixels)
     largest = torch.empty((B, tiles), dtype=torch.float32, device=maps.device)
     pictures = torch.empty((B, H, W, 3), dtype=torch.uint8, device=maps.device)
@@ -46,6 +46,11 @@ def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0
         for kernel in (_largest_kernel, _picture_kernel):
             kernel[(B * tiles,)](*given, *constants, num_warps=8, enable_fp_fusion=False)
     return pictures
+
+
+def pixels_of_a_program(size: int) -> int:
+    """As few as a block, but for an image so large that it would take more than 512 programs."""
+    return max(1024, triton.next_power_of_2(triton.cdiv(size, 512)))
 
 
 @triton.jit
@@ -76,13 +81,13 @@ def _blend(
     image_strides: tl.constexpr, map_strides: tl.constexpr, BYTES: tl.constexpr, IMAGE_BYTES: tl.constexpr,
 ):  # fmt: skip
     """The blend at the lanes of a part of the block at pixel `first`, and which of them are inside the image."""
+    byte = first * 3 + part * BLOCK + tl.arange(0, BLOCK)
     local, c = _lanes(part, BYTES)
     pixel, c = first + local, c.to(tl.int64)
-    inside = pixel < H * W
+    inside = byte < H * W * 3 if BYTES else pixel < H * W  # the same, but of bytes in a row seen to be one for all
     level = tl.load(maps + b * map_strides[0] + _at(pixel, c, W, map_strides), mask=inside, other=0).to(tl.float32)
     level = tl.minimum(tl.maximum(255 * level, 0.0), 255.0).to(tl.int32)  # the table has no others
-    bytes = first * 3 + part * BLOCK + tl.arange(0, BLOCK)
-    at = bytes if BYTES and IMAGE_BYTES else _at(pixel, c, W, image_strides)
+    at = byte if BYTES and IMAGE_BYTES else _at(pixel, c, W, image_strides)
     image = _in_unit_range(tl.load(images + b * image_strides[0] + at, mask=inside, other=0))
     colour = _in_unit_range(tl.load(table + level * 3 + c, mask=inside, other=0))
     return map_weight * colour + image_weight * image, inside
