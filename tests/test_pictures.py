@@ -27,6 +27,22 @@ def test_show_cam_on_image_is_the_references(rng, options, dtype):
     assert ours.dtype == np.uint8 and ours.std() > 10
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_overlay_is_the_references_to_the_level(seed):
+    rng = np.random.default_rng(seed)
+    images = rng.random((3, 64, 61, 3)).astype(np.float32) * rng.random((3, 1, 1, 1)).astype(np.float32)
+    masks, weight = rng.random((3, 64, 61)).astype(np.float32), rng.random()
+    expected = [
+        reference.show_cam_on_image(image, mask, use_rgb=True, image_weight=weight)
+        for image, mask in zip(images, masks, strict=True)
+    ]
+    batch = torch.from_numpy(images).movedim(-1, 1), torch.from_numpy(masks)
+    np.testing.assert_array_equal(fastcam.overlay(*batch, image_weight=weight), expected)
+    for image, mask, picture in zip(images, masks, expected, strict=True):
+        np.testing.assert_array_equal(fastcam.overlay(image, mask, image_weight=weight), picture)
+        np.testing.assert_array_equal(fastcam.show_cam_on_image(image, mask, True, 2, weight), picture)
+
+
 def test_show_cam_on_image_takes_tensors(rng):
     img, mask = rng.random((40, 50, 3)).astype(np.float32), rng.random((40, 50)).astype(np.float32)
     expected = reference.show_cam_on_image(img, mask, use_rgb=True)
