@@ -229,12 +229,12 @@ def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0
         from fastcam.kernels import overlay as kernel
 
         return kernel.overlay(images, maps, table, image_weight)
+    pixels = (image_weight * _in_unit_range(images)).movedim(1, -1)  # (B, H, W, k)
     colours = (1 - image_weight) * _in_unit_range(table)  # the products of all pixels, once a level
-    levels = (255 * wide(maps)).to(torch.uint8).int()
-    blend = F.embedding(levels, colours) + (image_weight * _in_unit_range(images)).movedim(1, -1)  # (B, H, W, 3)
+    colours = colours.to(torch.promote_types(colours.dtype, pixels.dtype))
+    blend = F.embedding((255 * wide(maps)).to(torch.uint8).int(), colours).add_(pixels)  # (B, H, W, 3)
     largest = blend.amax((1, 2, 3), keepdim=True)
-    blend /= torch.where(largest > 0, largest, 1)
-    return blend.mul_(255).to(torch.uint8)
+    return blend.div_(largest.masked_fill_(largest <= 0, 1)).mul_(255).to(torch.uint8)
 
 
 def _in_unit_range(pixels: Tensor) -> Tensor:

@@ -431,6 +431,11 @@ def test_overlay_reads_any_strides_in_16_bits(device, dtype, layout):
     check_overlay(images, maps.mT[:, ::2], torch.randint(256, (256, 3), dtype=torch.uint8, device=device))
 
 
+def test_overlay_of_levels_that_are_whole(device):
+    images, maps = torch.randint(255, (2, 3, 45, 64), dtype=torch.uint8), torch.rand(2, 45, 64)
+    check_overlay(images.to(device), maps.to(device), torch.randint(255, (256, 3), dtype=torch.uint8, device=device))
+
+
 def test_overlay_reads_one_image_for_many_maps_and_the_tables_turned(device):
     images, maps = fenced(torch.rand(1, 3, 9, 40, device=device)), torch.rand(4, 9, 40, device=device)
     check_overlay(images.expand(4, -1, -1, -1), maps, torch.rand(3, 256, device=device).T)

@@ -43,6 +43,16 @@ def test_the_overlay_is_the_references_to_the_level(seed):
         np.testing.assert_array_equal(fastcam.show_cam_on_image(image, mask, True, 2, weight), picture)
 
 
+@pytest.mark.parametrize("brightest", [255, 254, 61])
+def test_the_overlay_of_8_bits_is_the_references_to_the_level(rng, brightest):
+    pixels, mask = rng.integers(0, brightest + 1, (200, 190, 3), dtype=np.uint8), rng.random((200, 190), np.float32)
+    expected = reference.show_cam_on_image(pixels / np.float32(255), mask, use_rgb=True)  # many a level is a whole one
+    np.testing.assert_array_equal(fastcam.overlay(pixels, mask), expected)
+    batch = torch.from_numpy(pixels).movedim(-1, 0)[None]
+    np.testing.assert_array_equal(fastcam.overlay(batch, mask[None])[0], expected)
+    np.testing.assert_array_equal(fastcam.show_cam_on_image(pixels / np.float32(255), mask, use_rgb=True), expected)
+
+
 def test_show_cam_on_image_takes_tensors(rng):
     img, mask = rng.random((40, 50, 3)).astype(np.float32), rng.random((40, 50)).astype(np.float32)
     expected = reference.show_cam_on_image(img, mask, use_rgb=True)

@@ -14,14 +14,14 @@ _OF_OPENCV = {
 
 
 def shades(colormap: str) -> np.ndarray:
-    """The 256 colours of a map by its name: `(256, 3)`, RGB, uint8 for jet, which needs no matplotlib; or in [0, 1]."""
+    """The 256 colours of a map by its name: `(256, 3)`, RGB; uint8 for jet, which needs no matplotlib, or fp32."""
     if colormap == "jet":
         return table("jet")
     import matplotlib
 
     if colormap not in matplotlib.colormaps:
         raise ValueError(f"colormap must be a name that matplotlib knows, got {colormap!r}")
-    return np.asarray(matplotlib.colormaps[colormap](np.arange(256)))[:, :3]
+    return np.asarray(matplotlib.colormaps[colormap](np.arange(256)), np.float32)[:, :3]
 
 
 @functools.cache

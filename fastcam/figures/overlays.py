@@ -40,7 +40,7 @@ def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0
     if maps.shape != shape:
         wanted = "(B, H, W)" if batch else "(H, W)"
         raise ValueError(f"cam must be {wanted} = {tuple(shape)} as the image, got {tuple(maps.shape)}")
-    low, high = torch.stack([maps.amin(), maps.amax()]).tolist()
+    low, high = (end.item() for end in maps.aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"cam must be in [0, 1], got {low} to {high}")
     painted = ops.overlay(pictures, maps.view(-1, *maps.shape[-2:]), torch.from_numpy(shades(colormap)), image_weight)
@@ -62,7 +62,7 @@ def show_cam_on_image(
     """
     pixels = img.detach() if isinstance(img, Tensor) else _tensor(img)
     pixels = pixels if pixels.is_floating_point() else pixels.double()
-    low, high = torch.stack([pixels.amin(), pixels.amax()]).tolist()
+    low, high = (end.item() for end in pixels.aminmax())
     if high > 1:
         raise ValueError(f"The input image should np.float32 in the range [0, 1], got {high}")
     if not 0 <= image_weight <= 1:
@@ -123,14 +123,14 @@ def _pictures(image: Any) -> Tensor:
             f"got {tuple(np.shape(image))}"
         )
     if x.dtype != torch.uint8:
-        spans = torch.stack([x.amin((1, 2, 3)), x.amax((1, 2, 3))], 1).tolist()  # one wait for a GPU
-        low, high = min(low for low, _ in spans), max(high for _, high in spans)
-        if not (low >= 0 and high <= 1):
+        lows, highs = (ends.tolist() for ends in (x.amin((1, 2, 3)), x.amax((1, 2, 3))))
+        if not all(low >= 0 and high <= 1 for low, high in zip(lows, highs, strict=True)):
+            low, high = min(lows), max(highs)
             raise ValueError(
                 f"image must be in [0, 1] or uint8, got {low:.3g} to {high:.3g}: "
                 "pass the picture itself, not the normalised input"
             )
-        warn_of_flat([high - low for low, high in spans], "image", stacklevel=4)
+        warn_of_flat([high - low for low, high in zip(lows, highs, strict=True)], "image", stacklevel=4)
     return x
 
 
