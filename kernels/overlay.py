@@ -80,7 +80,7 @@ def _blend(
     images, maps, table, image_weight, map_weight, first, part, b, H: tl.constexpr, W: tl.constexpr,
     image_strides: tl.constexpr, map_strides: tl.constexpr, BYTES: tl.constexpr, IMAGE_BYTES: tl.constexpr,
 ):  # fmt: skip
-    """The blend at the lanes of a part of the block at pixel `first`, and which of them are inside the image."""
+    """The blend at the lanes of a part of the block at pixel `first`, 0 outside the image, and which are inside."""
     byte = first * 3 + part * BLOCK + tl.arange(0, BLOCK)
     local, c = _lanes(part, BYTES)
     pixel, c = first + local, c.to(tl.int64)
@@ -100,14 +100,14 @@ def _largest_kernel(
 ):  # fmt: skip
     b = (tl.program_id(0) // tl.cdiv(H * W, PIXELS)).to(tl.int64)
     start = (tl.program_id(0) % tl.cdiv(H * W, PIXELS)).to(tl.int64) * PIXELS
-    highest = tl.full([BLOCK], -float("inf"), tl.float32)
+    highest = tl.zeros([BLOCK], tl.float32)
     for block in range(PIXELS // BLOCK):
         for part in tl.static_range(3):
-            blend, inside = _blend(
+            blend, _ = _blend(
                 images, maps, table, image_weight, map_weight, start + block * BLOCK, part, b, H, W, image_strides,
                 map_strides, INTERLEAVED, INTERLEAVED,
             )  # fmt: skip
-            highest = tl.maximum(highest, tl.where(inside, blend, -float("inf")))
+            highest = tl.maximum(highest, blend)
     tl.store(largest + tl.program_id(0).to(tl.int64), tl.max(highest, 0))
 
 
@@ -120,7 +120,7 @@ def _picture_kernel(
     b = (tl.program_id(0) // TILES).to(tl.int64)
     start = (tl.program_id(0) % TILES).to(tl.int64) * PIXELS
     tile = tl.arange(0, 512)
-    top = tl.max(tl.load(largest + b * TILES + tile, mask=tile < TILES, other=-float("inf")), 0)
+    top = tl.max(tl.load(largest + b * TILES + tile, mask=tile < TILES, other=0), 0)
     top = tl.where(top > 0, top, 1.0)
     for block in range(PIXELS // BLOCK):
         for part in tl.static_range(3):

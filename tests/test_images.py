@@ -146,6 +146,7 @@ def test_overlay_leaves_arrays_as_they_are_whatever_their_memory_is_like():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(overlay(image, cam), expected)
         np.testing.assert_array_equal(overlay(image[::-1], cam[::-1])[::-1], expected)
+        np.testing.assert_array_equal(overlay(image.copy()[:, ::-1], cam.copy()[:, ::-1])[:, ::-1], expected)
         np.testing.assert_array_equal(
             overlay(np.asfortranarray(image), cam.astype(np.float16).astype(float)).shape, expected.shape
         )
@@ -175,7 +176,9 @@ def test_overlay_of_batches_that_do_not_fit(image, cam, message):
     [
         (lambda i, c: overlay(i, c[:5]), r"cam must be \(H, W\) = \(40, 50\) as the image, got \(5, 50\)"),
         (lambda i, c: overlay(i, c * 2), r"cam must be in \[0, 1\], got .* to 2"),
+        (lambda i, c: overlay(i, c - 1.5), r"cam must be in \[0, 1\], got -0.5 to -0.5"),
         (lambda i, c: overlay(i, c * float("nan")), "cam must be in"),
+        (lambda i, c: overlay(i * float("nan"), c), "image must be in"),
         (lambda i, c: overlay(i * 2, c), r"image must be in \[0, 1\] or uint8, got 1.8 to 1.8"),
         (lambda i, c: overlay(i, c, colormap="jett"), "a name that matplotlib knows, got 'jett'"),
         (lambda i, c: overlay(i[:2], c), "image must be"),
@@ -297,6 +300,7 @@ DESTROYED = {
     "cut-to-bytes-before": (levels() * 1.0).byte().float() / 255,
     "array": (levels(n=1)[0] / 255).movedim(0, -1).numpy(),
     "grey-array": (levels(n=1, k=1)[0, 0] / 255).numpy(),
+    "normalised-array": (levels(n=1)[0].movedim(0, -1).numpy() / 255 - IMAGENET_MEAN) / IMAGENET_STD,
     "normalised": preprocess_image((levels() * 255).byte(), **IMAGENET) / 255,
 }
 
@@ -330,6 +334,7 @@ SOUND = {
     "black": torch.zeros(2, 3, 9, 9),
     "one-value": torch.full((2, 3, 9, 9), 0.7),
     "one-colour": torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1).expand(2, 3, 9, 9),
+    "one-colour-but-for-noise": torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1) + levels(high=1),
     "one-pixel": torch.rand(2, 3, 1, 1) / 255,
     "mask": (torch.rand(2, 1, 9, 9) > 0.9).float(),
     "a-dot": torch.nn.functional.one_hot(torch.tensor(5), 81).view(1, 1, 9, 9).float(),
@@ -347,6 +352,11 @@ SOUND = {
 @pytest.mark.filterwarnings("error")
 def test_no_false_alarm(images):
     assert check_contrast(images)
+
+
+@pytest.mark.filterwarnings("error")
+def test_integers_have_contrast():
+    assert check_contrast((255 * levels()).byte(), **MNIST)
 
 
 def test_only_images_without_contrast_are_named():

@@ -436,9 +436,19 @@ def test_overlay_of_levels_that_are_whole(device):
     check_overlay(images.to(device), maps.to(device), torch.randint(255, (256, 3), dtype=torch.uint8, device=device))
 
 
-def test_overlay_reads_one_image_for_many_maps_and_the_tables_turned(device):
-    images, maps = fenced(torch.rand(1, 3, 9, 40, device=device)), torch.rand(4, 9, 40, device=device)
-    check_overlay(images.expand(4, -1, -1, -1), maps, torch.rand(3, 256, device=device).T)
+def test_overlay_reads_parts_of_other_tensors(device):
+    image, maps = fenced(torch.rand(1, 3, 9, 40, device=device)), torch.rand(4, 9, 40, device=device)
+    check_overlay(image.expand(4, -1, -1, -1), maps, torch.rand(3, 256, device=device).T)
+    with_alpha = channels_last(torch.rand(4, 4, 9, 40, device=device))
+    check_overlay(with_alpha[:, :3], maps, torch.rand(256, 4, device=device)[:, 1:])
+    check_overlay(with_alpha[:, 3:], maps.flip(1), torch.rand(256, 3, device=device))
+
+
+def test_overlay_counts_no_colour_beyond_the_image(device):
+    images, maps = torch.rand(2, 3, 20, 31, device=device) / 5, 0.5 + torch.rand(2, 20, 31, device=device) / 2
+    table = torch.full((256, 3), 0.3, device=device)
+    table[0] = 1
+    assert check_overlay(images, maps, table).max() == 255
 
 
 def test_overlay_programs_of_many_blocks(device, monkeypatch):
@@ -455,6 +465,7 @@ def test_overlay_takes_512_programs_an_image_at_most():
         assert overlaying.pixels_of_a_program(size) == pixels and -(-size // pixels) <= 512
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("weight", [0, 1, 0.0, 1.0, 0.123456789])
 def test_overlay_weights_and_levels_at_their_ends(device, weight):
     images = torch.tensor([0, 1, 1 / 3, 0.999999], device=device).view(1, 1, 2, 2).repeat(2, 3, 8, 16)

@@ -50,7 +50,9 @@ def test_the_overlay_of_8_bits_is_the_references_to_the_level(rng, brightest):
     np.testing.assert_array_equal(fastcam.overlay(pixels, mask), expected)
     batch = torch.from_numpy(pixels).movedim(-1, 0)[None]
     np.testing.assert_array_equal(fastcam.overlay(batch, mask[None])[0], expected)
-    np.testing.assert_array_equal(fastcam.show_cam_on_image(pixels / np.float32(255), mask, use_rgb=True), expected)
+    for img in (pixels / np.float32(255), pixels / 255.0):  # fp32 and fp64
+        theirs = reference.show_cam_on_image(img, mask, use_rgb=True)
+        np.testing.assert_array_equal(fastcam.show_cam_on_image(img, mask, use_rgb=True), theirs)
 
 
 def test_show_cam_on_image_takes_tensors(rng):
