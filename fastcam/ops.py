@@ -211,7 +211,7 @@ def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0
 
     blend = (1 - w) table[cut(255 map)] + w image;  picture = cut(255 (blend / max blend)), the largest of each image
 
-    Level by level pytorch-grad-cam's `show_cam_on_image`, which an image of 0 everywhere stays black in, too.
+    Level by level pytorch-grad-cam's `show_cam_on_image`; a blend of 0 everywhere, 0 / 0 there, stays black.
 
     images         `(B, k, H, W)`, k = 1 or 3, floating point in [0, 1], or uint8, which counts as divided by 255
     maps           `(B, H, W)`, floating point in [0, 1]
@@ -230,7 +230,7 @@ def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0
 
         return kernel.overlay(images, maps, table, image_weight)
     pixels = (image_weight * _in_unit_range(images)).movedim(1, -1)  # (B, H, W, k)
-    colours = (1 - image_weight) * _in_unit_range(table)  # the products of all pixels, once a level
+    colours = (1 - image_weight) * _in_unit_range(table.to(pixels.device))  # the products, once a level
     colours = colours.to(torch.promote_types(colours.dtype, pixels.dtype))
     blend = F.embedding((255 * wide(maps)).to(torch.uint8).int(), colours).add_(pixels)  # (B, H, W, 3)
     largest = blend.amax((1, 2, 3), keepdim=True)

@@ -4,7 +4,7 @@
 
 A program owns 1024 pixels of one image, or more of a large one, 1024 at a time with 8 warps. The first launch writes
 the largest value of each program, the second reads those of its image and writes the picture once; blending again costs
-less than keeping the blend, which is five times the picture. The colours, at most 3 kB, stay in the cache.
+less than keeping the blend, which is five times the picture. The colours, a few kB, stay in the cache.
 A lane of the second launch is a byte of the picture, so that what is written at once lies together. Products and
 sums are rounded one by one, not fused, and divisions are exact: every level is the definition's.
 """

@@ -23,7 +23,8 @@ def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0
     cam            `(H, W)` in [0, 1], for a batch `(B, H, W)`; array or tensor
     colormap       a matplotlib name; "jet" is OpenCV's, as in pytorch-grad-cam
     image_weight   w in [0, 1]
-    Gives an array for one image, for a batch a tensor `(B, H, W, 3)` on its device, where a GPU paints it.
+    Gives an array for one image, for a batch a tensor `(B, H, W, 3)` on its device, where a GPU paints it
+    itself; it is waited for, as values are checked first (`fastcam.ops.overlay` checks none).
     Raises ValueError for values out of range or shapes that do not fit; warns of floating-point images of nearly no
     contrast (`check_contrast`).
 
