@@ -18,6 +18,7 @@ from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import Call, SideBySide, spread, wall_clock
 from fastcam import ops
+from fastcam.figures.colours import table
 
 ACTIVATIONS = ((256, 2048, 7, 7), (256, 1024, 14, 14), (256, 512, 28, 28), (64, 256, 56, 56))  # ResNet-50's stages
 SMALL = ACTIVATIONS[:2]
@@ -28,6 +29,7 @@ TOLERANCE = {  # ||out - ref|| / ||ref||, the reference in fp64
     "finish": 1e-5,
     "principal_component": 1e-3,
     "masked_inputs": 5e-3,  # written in bf16
+    "overlay": 1e-3,  # here and there another level
 }
 COPY_BYTES = 2**28  # read, and as many written: ten times an H100's L2 cache
 
@@ -96,6 +98,20 @@ def masked_inputs(rows: int, low: int, dtype: str, device: str) -> Operation:
     return Operation("masked_inputs", (rows, 3, *IMAGE), dtype, draw, define, False)
 
 
+def overlay(images: int, dtype: str, device: str, size: Sequence[int] = IMAGE) -> Operation:
+    """Maps in fp32, as `finish` leaves them, over pictures."""
+    colours = torch.from_numpy(table("jet")).to(device)
+
+    def draw() -> tuple[Tensor, ...]:
+        pictures = torch.rand(images, 3, *size, device=device).to(getattr(torch, dtype))
+        return pictures, torch.rand(images, *size, device=device)
+
+    def define(pictures: Tensor, maps: Tensor) -> Tensor:
+        return ops.overlay(pictures, maps, colours)
+
+    return Operation("overlay", (images, 3, *size), dtype, draw, define, False)
+
+
 def activations(shape: tuple[int, ...], dtype: str, device: str) -> Tensor:
     """Random activations after a ReLU, with one pattern that stands out, so that a leading component exists."""
     B, C, *S = shape
@@ -111,12 +127,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def chosen(settings: Settings, device: str = "cuda") -> Iterator[Operation]:
-    """The operations that the wanted methods need; `finish` serves them all."""
+    """The operations that the wanted methods need; `finish` and `overlay` serve them all."""
     for shape, dtype in itertools.product(ACTIVATIONS, TYPES):
         for weighting in settings.chosen(ops.WEIGHTINGS):
             yield channel_reduce(shape, dtype, weighting, device)
     for shape in SMALL:
         yield finish(shape, device)
+    for images, dtype in itertools.product((8, 256), TYPES):
+        yield overlay(images, dtype, device)
     if settings.chosen(["scorecam"]):
         for (rows, low), dtype in itertools.product([(64, 7), (256, 7), (256, 14)], TYPES):
             yield masked_inputs(rows, low, dtype, device)
@@ -197,7 +215,7 @@ def check(operation: Operation, inputs: Sequence[Tensor]) -> float:
     """||out - reference|| / ||reference||, the reference being the definition in fp64; an error above the tolerance."""
     result = operation.result(*inputs)
     with definitions():
-        reference = operation.result(*(t.double() for t in inputs))
+        reference = operation.result(*(t.double() for t in inputs)).double()
     difference = float((result.double() - reference).norm() / reference.norm())
     if not difference <= TOLERANCE[operation.operator]:
         raise AssertionError(f"{operation.name} is off its fp64 definition by {difference:.2e}")

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fastcam.figures.overlays import gradient_picture as gradient_picture
     from fastcam.figures.overlays import overlay as overlay
     from fastcam.figures.overlays import show_cam_on_image as show_cam_on_image
+    from fastcam.images import check_contrast as check_contrast
+    from fastcam.images import denormalize as denormalize
     from fastcam.images import load_image as load_image
     from fastcam.images import preprocess_image as preprocess_image
     from fastcam.layers import layer_table as layer_table
@@ -112,7 +114,7 @@ _WHERE = {
         *("FinerWeightedTarget", "SimilarityToConceptTarget", "RegressionTarget"),
     ),
     "fastcam.layers": ("layer_table",),
-    "fastcam.images": ("load_image", "preprocess_image"),
+    "fastcam.images": ("load_image", "preprocess_image", "denormalize", "check_contrast"),
     "fastcam.figures.overlays": ("overlay", "gradient_picture", "show_cam_on_image", "deprocess_image"),
     "fastcam.figures.factors": ("show_factorization_on_image",),
 }

@@ -1,21 +1,36 @@
-"""Image files to model inputs and back. The one file that imports Pillow."""
+"""Image files and pictures to model inputs, and back. The one file that imports Pillow, and only for files."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fastcam.figures.overlays import show_cam_on_image as show_cam_on_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+_FLAT = 1.5 / 255  # of the range: what a second division by 255 leaves, and half as much for the overshoot of a resize
+_NARROWEST_STD = 0.2  # of the usual data sets: what a span of normalised values comes to at least
+
+
+def __getattr__(name: str) -> Any:
+    if name == "show_cam_on_image":  # which draws, and is looked for here by those who know the reference
+        from fastcam.figures.overlays import show_cam_on_image
+
+        return show_cam_on_image
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load_image(path: str | os.PathLike[str], channels: int = 3) -> Tensor:
@@ -43,6 +58,8 @@ class Preprocess:
 
     def __call__(self, path: str | os.PathLike[str] | Image.Image) -> tuple[Tensor, Tensor]:
         """The model's input `(k, h, w)` and the picture it saw `(k, h, w)` in [0, 1], k = the length of `mean`."""
+        from PIL import Image
+
         image = path if isinstance(path, Image.Image) else open_image(path, len(self.mean))
         if self.resize is not None:
             width, height = (self.resize * side // min(image.size) for side in image.size)
@@ -51,8 +68,7 @@ class Preprocess:
             left, top = (round((side - self.crop) / 2) for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
         picture = _tensor(image)
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (picture - mean) / std, picture
+        return _normalize(picture, self.mean, self.std), picture
 
     def for_channels(self, channels: int) -> Preprocess:
         """The same for models with 1 input channel: the mean over the three channels' statistics."""
@@ -85,41 +101,144 @@ def find_images(paths: Sequence[str | os.PathLike[str]], skip: Path) -> list[Pat
     return found
 
 
-def preprocess_image(
-    img: np.ndarray, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
-) -> Tensor:
-    """A picture `(H, W, k)` or `(H, W)` as a model input `(1, k, H, W)`: (img - mean) / std, as in pytorch-grad-cam.
+def preprocess_image(img: np.ndarray | Tensor, mean: Any = (0.5, 0.5, 0.5), std: Any = (0.5, 0.5, 0.5)) -> Tensor:
+    """Pictures as model inputs: (img - mean) / std, for an array as in pytorch-grad-cam.
 
-    img         uint8, which is divided by 255, or floating point, which is taken as it is and keeps its type
+    img         array `(H, W, k)` or `(H, W)`, or tensor `(..., k, H, W)`, as `load_image` gives it;
+                uint8, which is divided by 255, or floating point, which is taken as it is and keeps its type
     mean, std   one value or one a channel
+    Gives `(1, k, H, W)` for one picture, for more of them their own shape; on the device of a tensor, out of place.
+    Warns of floating-point pictures of nearly no contrast, as `check_contrast` does.
     Raises ValueError for a std of 0 or lengths that do not fit, TypeError for other integers.
+
+    >>> import torch
+    >>> from fastcam import denormalize, preprocess_image
+    >>> pictures = torch.randint(256, (8, 1, 28, 28), dtype=torch.uint8)
+    >>> x = preprocess_image(pictures, mean=0.1307, std=0.3081)
+    >>> bool(torch.allclose(255 * denormalize(x, mean=0.1307, std=0.3081), pictures.float(), atol=1e-3))
+    True
     """
-    pixels = np.array(img)
-    x = torch.from_numpy(pixels[..., None] if pixels.ndim == 2 else pixels).movedim(-1, 0).contiguous()
-    x = x.float() / 255 if pixels.dtype == np.uint8 else x
+    if isinstance(img, Tensor):
+        x = img if img.ndim != 3 else img.unsqueeze(0)
+    else:
+        pixels = np.array(img)
+        x = torch.from_numpy(pixels[..., None] if pixels.ndim == 2 else pixels).movedim(-1, 0).contiguous().unsqueeze(0)
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
+    elif not x.is_floating_point():
+        raise TypeError(f"img must be uint8 or floating point, got {str(x.dtype).removeprefix('torch.')}")
+    else:
+        check_contrast(x, name="img", stacklevel=3)
+    return _normalize(x, mean, std)
+
+
+def denormalize(x: Tensor, mean: Any, std: Any, *, clamp: bool = False) -> Tensor:
+    """Model inputs as pictures again, x std + mean: undoes `preprocess_image`, out of place, with gradients.
+
+    x           floating point `(..., k, H, W)`, any batch and any number of channels; its type and device stay
+    mean, std   of pictures in [0, 1], one value or one a channel; None for 0 and 1
+    clamp       whether to cut the pictures to [0, 1]
+    Raises ValueError for another shape or lengths that do not fit, TypeError for integers.
+
+    >>> import torch
+    >>> from fastcam import denormalize
+    >>> x = torch.full((2, 3, 4, 4), -1.0)
+    >>> denormalize(x, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))[0, :, 0, 0]
+    tensor([0.2560, 0.2320, 0.1810])
+    """
     if not x.is_floating_point():
-        raise TypeError(f"img must be uint8 or floating point, got {pixels.dtype}")
-    for name, given in (("mean", mean), ("std", std)):
-        if len(given) not in (1, len(x)):
-            raise ValueError(f"{name} must be one value or {len(x)}, got {len(given)}")
-    center, scale = (torch.as_tensor(v, dtype=x.dtype).view(-1, 1, 1) for v in (mean, std))
-    if (scale == 0).any():
+        raise TypeError(f"x must be floating point, got {str(x.dtype).removeprefix('torch.')}")
+    center, scale = _statistics(x, mean, std)
+    pictures = x * scale + center
+    return pictures.clamp(0, 1) if clamp else pictures
+
+
+def check_contrast(
+    images: np.ndarray | Tensor, mean: Any = None, std: Any = None, *, name: str = "images", stacklevel: int = 2
+) -> bool:
+    """Whether every image has contrast; warns of those that have nearly none, as after two divisions by 255.
+
+    Nearly none is a span of at most 1.5 / 255 of the valid range, where 8 bits have two levels at most. An image of
+    one value passes, black or not, and so do integers, masks of 0 and 1, and dark photographs.
+
+    images      tensor `(..., H, W)`, channels before the rows; array `(H, W)` or `(H, W, k)`
+    mean, std   that made the images from pictures in [0, 1], if they are known. Without them images in [0, 1] are
+                pictures; the span of others is that of the widest channel times 0.2, the least std in common use
+    name        of the images, for the warning
+    stacklevel  as in `warnings.warn`: 2 names the caller's line
+    A GPU is waited for once.
+    """
+    if not isinstance(images, Tensor):
+        array = np.asarray(images)
+        images = torch.from_numpy(np.array(np.moveaxis(array, -1, 0) if array.ndim == 3 else array))
+    if not images.is_floating_point() or not images.numel():
+        return True
+    x = images.detach()[(None,) * max(0, 3 - images.ndim)]  # (..., k, H, W)
+    low, high = x.amin((-2, -1)), x.amax((-2, -1))  # (..., k)
+    low, high = (v if v.dtype == torch.float64 else v.float() for v in (low, high))
+    varied = (high > low).any(-1)
+    if mean is None and std is None:
+        pictures = (low.amin(-1) >= 0) & (high.amax(-1) <= 1)
+        span = torch.where(pictures, high.amax(-1) - low.amin(-1), (high - low).amax(-1) * _NARROWEST_STD)
+    else:
+        low, high = (denormalize(v[..., None, None], mean, std)[..., 0, 0] for v in (low, high))
+        span = high.amax(-1) - low.amin(-1)
+    return warn_of_flat(torch.where(varied, span, 0).flatten().tolist(), name, stacklevel + 1)
+
+
+def warn_of_flat(spans: Sequence[float], name: str, stacklevel: int = 2) -> bool:
+    """The verdict and the warning of `check_contrast`, from the share of the valid range that each image spans."""
+    flat = [index for index, span in enumerate(spans) if 0 < span <= _FLAT]
+    if not flat:
+        return True
+    several = f"{name} {', '.join(map(str, flat[:5]))}{' ...' if len(flat) > 5 else ''} of {len(spans)} have"
+    warnings.warn(
+        f"{several if len(spans) > 1 else name + ' has'} nearly no contrast, {max(spans[index] for index in flat):.2g} "
+        "of the valid range: pixels divided by 255 twice look like this. Divide uint8 pixels by 255 once, and leave "
+        "floats in [0, 1] as they are",
+        stacklevel=stacklevel,
+    )
+    return False
+
+
+def _normalize(x: Tensor, mean: Any, std: Any) -> Tensor:
+    center, scale = _statistics(x, mean, std)
+    if std is not None and (torch.as_tensor(std) == 0).any():  # where it was given, not where x is
         raise ValueError(f"std must not be 0, got {std}")
-    return ((x - center) / scale).unsqueeze(0)
+    return (x - center) / scale
+
+
+def _statistics(x: Tensor, mean: Any, std: Any) -> list[Tensor]:
+    """mean and std `(1 or k, 1, 1)` as x `(..., k, H, W)` is."""
+    if x.ndim < 3:
+        raise ValueError(f"images must be (..., k, H, W), got {tuple(x.shape)}")
+    found = []
+    for name, given, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
+        values = torch.as_tensor(neutral if given is None else given, dtype=x.dtype, device=x.device).flatten()
+        if len(values) not in (1, x.shape[-3]):
+            raise ValueError(f"{name} must be one value or {x.shape[-3]}, got {len(values)}")
+        found.append(values.view(-1, 1, 1))
+    return found
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:
     """Write a uint8 picture `(H, W, 3)` or `(H, W)`."""
+    from PIL import Image
+
     Image.fromarray(picture).save(path, format="PNG")
 
 
 def save_jpeg(picture: np.ndarray, path: Path) -> None:
     """Write a uint8 picture `(H, W, 3)` or `(H, W)`, at quality 95."""
+    from PIL import Image
+
     Image.fromarray(picture).save(path, format="JPEG", quality=95)
 
 
 def open_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """An image file as Pillow's image, upright, grey or RGB; ValueError, naming the file, if it is none."""
+    from PIL import Image, ImageOps
+
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     try:
@@ -143,6 +262,8 @@ def as_image(picture: Any) -> Image.Image:
               point in [0, 1]
     Raises TypeError for another type, ValueError for another number of channels.
     """
+    from PIL import Image
+
     if isinstance(picture, Image.Image):
         return picture.convert("L" if picture.mode in ("1", "L", "LA", "La") else "RGB")
     pixels: Any = picture

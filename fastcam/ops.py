@@ -206,6 +206,41 @@ def finish(low_maps: Sequence[Tensor], size: Sequence[int], interpolation: str |
     return min_max(torch.stack(layers).mean(0) if len(layers) > 1 else layers[0])
 
 
+def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0.5) -> Tensor:
+    """Maps in colours laid over images: uint8 `(B, H, W, 3)`, the fractions of levels cut off.
+
+    blend = (1 - w) table[cut(255 map)] + w image;  picture = cut(255 (blend / max blend)), the largest of each image
+
+    Level by level pytorch-grad-cam's `show_cam_on_image`; a blend of 0 everywhere, 0 / 0 there, stays black.
+
+    images         `(B, k, H, W)`, k = 1 or 3, floating point in [0, 1], or uint8, which counts as divided by 255
+    maps           `(B, H, W)`, floating point in [0, 1]
+    table          the colours of the 256 levels `(256, 3)`, uint8 or floating point in [0, 1]; RGB, or as images are
+    image_weight   w in [0, 1]
+    Values are not looked at, so that a GPU need not be waited for: one out of range gives some colour.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be (B, 1 or 3, H, W), got {tuple(images.shape)}")
+    if maps.shape != (len(images), *images.shape[2:]):
+        raise ValueError(f"maps must be (B, H, W) as images {tuple(images.shape)}, got {tuple(maps.shape)}")
+    if table.shape != (256, 3):
+        raise ValueError(f"table must be (256, 3), got {tuple(table.shape)}")
+    if _on_kernel(maps) and (_on_kernel(images) or images.is_cuda and images.dtype == torch.uint8):
+        from fastcam.kernels import overlay as kernel
+
+        return kernel.overlay(images, maps, table, image_weight)
+    pixels = (image_weight * _in_unit_range(images)).movedim(1, -1)  # (B, H, W, k)
+    colours = (1 - image_weight) * _in_unit_range(table.to(pixels.device))  # the products, once a level
+    colours = colours.to(torch.promote_types(colours.dtype, pixels.dtype))
+    blend = F.embedding((255 * wide(maps)).to(torch.uint8).int(), colours).add_(pixels)  # (B, H, W, 3)
+    largest = blend.amax((1, 2, 3), keepdim=True)
+    return blend.div_(largest.masked_fill_(largest <= 0, 1)).mul_(255).to(torch.uint8)
+
+
+def _in_unit_range(pixels: Tensor) -> Tensor:
+    return wide(pixels) / 255 if pixels.dtype == torch.uint8 else wide(pixels)
+
+
 def principal_component(X: Tensor, sign: str = "activation") -> Tensor:
     """The projection of the channel vectors on their first principal component: a low map `(B, 1, *S)`.
 

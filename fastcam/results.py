@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcam.images import denormalize, save_png
+
 if TYPE_CHECKING:
     from fastcam.figures.canvas import Layout
 
@@ -154,14 +156,10 @@ class Images(Result):
         if self._mean is None and self._std is None:
             low, high = (torch.as_tensor(v, device=x.device, dtype=x.dtype) for v in self._range)
             return ((x - low) / (high - low)).clamp(0, 1)
-        mean, std = (d if v is None else v for v, d in ((self._mean, 0.0), (self._std, 1.0)))
-        centre, spread = (torch.as_tensor(v, device=x.device, dtype=x.dtype).view(-1, 1, 1) for v in (mean, std))
-        return (x * spread + centre).clamp(0, 1)
+        return denormalize(x, self._mean, self._std, clamp=True)
 
     def save_images(self, folder: str | os.PathLike[str], names: str = "{index}.png") -> list[Path]:
         """Each picture as a PNG file of its own size; `names` may hold {index}, {title} and {layer}."""
-        from fastcam.images import save_png
-
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = []
         for index, (picture, title) in enumerate(zip(self.pictures, self.titles, strict=True)):

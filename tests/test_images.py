@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 
 import cv2
 import numpy as np
@@ -13,10 +14,12 @@ from PIL import Image, ImageOps
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from torchvision import transforms
 
-from fastcam import gradient_picture, load_image, overlay
+import fastcam
+from fastcam import check_contrast, denormalize, gradient_picture, load_image, overlay, preprocess_image
 from fastcam.figures.grids import method_grid
 from fastcam.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, find_images
 from fastcam.models import _preprocess_of
+from fastcam.results import Images
 
 from models import photographs
 
@@ -121,12 +124,61 @@ def test_overlay_takes_every_kind_of_image():
     assert not np.array_equal(overlay(image, cam, colormap="viridis"), expected)
 
 
+@pytest.mark.parametrize("colormap", ["jet", "viridis", "tab10"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_batch_is_overlaid_as_its_images_are(k, colormap):
+    images, cams = torch.rand(4, k, 20, 30) * torch.tensor([1, 0.5, 0.2, 0.05]).view(4, 1, 1, 1), torch.rand(4, 20, 30)
+    expected = [overlay(image, cam, colormap, 0.3) for image, cam in zip(images, cams, strict=True)]
+    for given in (images, images.to(memory_format=torch.channels_last), images.double().requires_grad_()):
+        for maps in (cams, cams.numpy(), cams.double()):
+            pictures = overlay(given, maps, colormap, 0.3)
+            assert isinstance(pictures, torch.Tensor) and pictures.dtype == torch.uint8
+            np.testing.assert_array_equal(pictures.numpy(), expected)
+    bytes_ = (255 * images).byte()
+    np.testing.assert_array_equal(overlay(bytes_, cams)[2].numpy(), overlay(bytes_[2], cams[2]))
+
+
+def test_overlay_leaves_arrays_as_they_are_whatever_their_memory_is_like():
+    image, cam = np.random.default_rng(0).random((40, 50, 3)).astype(np.float32), np.random.rand(40, 50)
+    expected = overlay(image.copy(), cam)
+    image.flags.writeable = cam.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(overlay(image, cam), expected)
+        np.testing.assert_array_equal(overlay(image[::-1], cam[::-1])[::-1], expected)
+        np.testing.assert_array_equal(overlay(image.copy()[:, ::-1], cam.copy()[:, ::-1])[:, ::-1], expected)
+        np.testing.assert_array_equal(
+            overlay(np.asfortranarray(image), cam.astype(np.float16).astype(float)).shape, expected.shape
+        )
+        np.testing.assert_array_equal(overlay(image.astype(np.float64), cam.tolist()), expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "cam", "message"),
+    [
+        ((4, 3, 8, 9), (4, 9, 8), r"cam must be \(B, H, W\) = \(4, 8, 9\) as the image, got \(4, 9, 8\)"),
+        ((4, 3, 8, 9), (8, 9), r"cam must be \(B, H, W\)"),
+        ((3, 8, 9), (1, 8, 9), r"cam must be \(H, W\) = \(8, 9\) as the image, got \(1, 8, 9\)"),
+        ((4, 2, 8, 9), (4, 8, 9), r"image must be .* or a batch, a tensor .* got \(4, 2, 8, 9\)"),
+        ((0, 3, 8, 9), (0, 8, 9), "image must be"),
+        ((9,), (9,), "image must be"),
+    ],
+)
+def test_overlay_of_batches_that_do_not_fit(image, cam, message):
+    with pytest.raises(ValueError, match=message):
+        overlay(torch.rand(image), torch.rand(cam))
+    with pytest.raises(ValueError, match=r"a batch, a tensor .* got \(4, 8, 9, 3\)"):
+        overlay(np.ones((4, 8, 9, 3)), np.ones((4, 8, 9)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda i, c: overlay(i, c[:5]), r"cam must be \(H, W\) = \(40, 50\) as the image, got \(5, 50\)"),
         (lambda i, c: overlay(i, c * 2), r"cam must be in \[0, 1\], got .* to 2"),
+        (lambda i, c: overlay(i, c - 1.5), r"cam must be in \[0, 1\], got -0.5 to -0.5"),
         (lambda i, c: overlay(i, c * float("nan")), "cam must be in"),
+        (lambda i, c: overlay(i * float("nan"), c), "image must be in"),
         (lambda i, c: overlay(i * 2, c), r"image must be in \[0, 1\] or uint8, got 1.8 to 1.8"),
         (lambda i, c: overlay(i, c, colormap="jett"), "a name that matplotlib knows, got 'jett'"),
         (lambda i, c: overlay(i[:2], c), "image must be"),
@@ -163,3 +215,184 @@ def test_gradient_picture():
         gradient_picture(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="not finite"):
         gradient_picture(torch.full((1, 4, 4), torch.nan))
+
+
+IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+MNIST = {"mean": 0.1307, "std": 0.3081}
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 9), (2, 3, 8, 9), (2, 4, 3, 8, 9), (2, 1, 28, 28), (5, 7, 4, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_denormalize_undoes_preprocess_image(shape, dtype):
+    k = shape[-3]
+    pictures = torch.rand(shape, dtype=dtype)
+    mean, std = torch.rand(k, dtype=torch.float64), torch.rand(k, dtype=torch.float64) + 0.2
+    x = preprocess_image(pictures, mean, std)
+    by_channel = [(p - m) / s for p, m, s in zip(pictures.double().unbind(-3), mean, std, strict=True)]
+    torch.testing.assert_close(x.double(), torch.stack(by_channel, -3).view(x.shape), atol=1e-6, rtol=1e-6)
+    assert x.shape == (shape if len(shape) > 3 else (1, *shape)) and x.dtype == dtype
+    copy = x.clone()
+    for m, s in ((mean, std), (mean.tolist(), tuple(std.tolist())), (mean.view(1, k, 1, 1).numpy(), std.numpy())):
+        torch.testing.assert_close(denormalize(x, m, s), pictures.view(x.shape))
+    assert torch.equal(x, copy), "out of place"
+
+
+def test_denormalize_is_as_wide_as_asked_for():
+    x = torch.tensor([-9.0, 0.0, 9.0]).view(1, 1, 1, 3).requires_grad_()
+    torch.testing.assert_close(denormalize(x, 0.5, 0.25).flatten(), torch.tensor([-1.75, 0.5, 2.75]))
+    cut = denormalize(x, 0.5, 0.25, clamp=True)
+    assert cut.flatten().tolist() == [0, 0.5, 1]
+    (gradient,) = torch.autograd.grad(cut.sum(), x)
+    assert gradient.flatten().tolist() == [0, 0.25, 0]
+    assert torch.equal(denormalize(x, None, None), x)
+    assert denormalize(x.half(), 0.5, 0.25).dtype == torch.float16
+    assert torch.equal(Images(x.detach(), mean=0.5).pictures, (x + 0.5).clamp(0, 1))
+    assert torch.equal(Images(x.detach(), mean=0.5, std=0.25).pictures, cut)
+
+
+def test_preprocess_image_takes_what_load_image_gives(photo):
+    as_the_reference = preprocess_image(np.asarray(Image.open(photo)), **IMAGENET)
+    torch.testing.assert_close(preprocess_image(load_image(photo), **IMAGENET), as_the_reference)
+    pixels = torch.from_numpy(np.array(Image.open(photo))).movedim(-1, 0)
+    copy = pixels.clone()
+    assert torch.equal(preprocess_image(torch.stack([pixels, pixels]), **IMAGENET)[1:], as_the_reference)
+    assert torch.equal(pixels, copy)
+    grey = preprocess_image(load_image(photo, channels=1), **MNIST)
+    torch.testing.assert_close(grey, (load_image(photo, channels=1)[None] - 0.1307) / 0.3081)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: denormalize(x, (0.5, 0.5), 1.0), ValueError, "mean must be one value or 3, got 2"),
+        (lambda x: denormalize(x[:, :1], 0.5, IMAGENET_STD), ValueError, "std must be one value or 1, got 3"),
+        (lambda x: denormalize(x[0, 0], 0.5, 0.5), ValueError, r"images must be \(..., k, H, W\), got \(8, 8\)"),
+        (lambda x: denormalize(x.byte(), 0.5, 0.5), TypeError, "x must be floating point, got uint8"),
+        (lambda x: preprocess_image(x.int()), TypeError, "img must be uint8 or floating point, got int32"),
+        (lambda x: preprocess_image(x, 0.5, torch.tensor([1.0, 0, 1])), ValueError, "std must not be 0"),
+        (lambda x: preprocess_image(x[:, :2]), ValueError, "mean must be one value or 2, got 3"),
+    ],
+)
+def test_statistics_that_do_not_fit(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.rand(2, 3, 8, 8))
+
+
+def test_show_cam_on_image_is_found_beside_the_images():
+    assert fastcam.images.show_cam_on_image is fastcam.show_cam_on_image
+    with pytest.raises(AttributeError, match="no attribute 'show_cam'"):
+        fastcam.images.show_cam  # noqa: B018
+
+
+def levels(n=3, k=3, low=0, high=255):
+    """Pictures whose 8-bit levels lie in a range, both ends included."""
+    pixels = torch.randint(low, high + 1, (n, k, 32, 30)).float()
+    pixels[..., 0, 0], pixels[..., 0, 1] = low, high
+    return pixels / 255
+
+
+DESTROYED = {
+    "twice": levels() / 255,
+    "twice-and-dim": levels(high=60) / 255,
+    "twice-grey": levels(k=1) / 255,
+    "twice-in-16-bits": (levels() / 255).half(),
+    "twice-resized": torch.nn.functional.interpolate(levels() / 255, (51, 47), mode="bicubic"),
+    "cut-to-bytes-before": (levels() * 1.0).byte().float() / 255,
+    "array": (levels(n=1)[0] / 255).movedim(0, -1).numpy(),
+    "grey-array": (levels(n=1, k=1)[0, 0] / 255).numpy(),
+    "normalised-array": (levels(n=1)[0].movedim(0, -1).numpy() / 255 - IMAGENET_MEAN) / IMAGENET_STD,
+    "normalised": preprocess_image((levels() * 255).byte(), **IMAGENET) / 255,
+}
+
+
+@pytest.mark.parametrize("images", DESTROYED.values(), ids=DESTROYED)
+def test_an_image_without_contrast_is_told_of(images):
+    with pytest.warns(UserWarning, match="nearly no contrast, 0.00.* divided by 255 twice") as caught:
+        assert not check_contrast(images)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("statistics", [IMAGENET, MNIST, {"mean": 0.5, "std": 0.5}, {"mean": 0.0, "std": 1.0}], ids=str)
+def test_a_normalised_image_without_contrast_is_told_of(statistics):
+    destroyed, dark = levels() / 255, levels(high=5)
+    for pictures in (dark, dark * 0, dark * 0 + 0.3):
+        x = (pictures - torch.tensor(statistics["mean"]).view(-1, 1, 1)) / torch.tensor(statistics["std"]).view(
+            -1, 1, 1
+        )
+        assert check_contrast(x) and check_contrast(x, **statistics)
+    x = (destroyed - torch.tensor(statistics["mean"]).view(-1, 1, 1)) / torch.tensor(statistics["std"]).view(-1, 1, 1)
+    for known in ({}, statistics):
+        with pytest.warns(UserWarning, match="images 0, 1, 2 of 3 have nearly no contrast"):
+            assert not check_contrast(x, **known)
+
+
+SOUND = {
+    "photographs": levels(),
+    "dark": levels(high=2),
+    "a-dark-channel": torch.cat([levels(k=1), levels(k=2, high=1)], 1),
+    "bright": levels(low=253),
+    "black": torch.zeros(2, 3, 9, 9),
+    "one-value": torch.full((2, 3, 9, 9), 0.7),
+    "one-colour": torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1).expand(2, 3, 9, 9),
+    "one-colour-but-for-noise": torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1) + levels(high=1),
+    "one-pixel": torch.rand(2, 3, 1, 1) / 255,
+    "mask": (torch.rand(2, 1, 9, 9) > 0.9).float(),
+    "a-dot": torch.nn.functional.one_hot(torch.tensor(5), 81).view(1, 1, 9, 9).float(),
+    "labels": torch.randint(5, (2, 9, 9)),
+    "bytes": torch.randint(2, (2, 3, 9, 9), dtype=torch.uint8),
+    "array-of-bytes": np.ones((9, 9, 3), np.uint8),
+    "levels-of-255": 255 * levels(),
+    "noise": torch.randn(2, 3, 9, 9),
+    "nothing": torch.zeros(0, 3, 9, 9),
+    "broken": torch.full((1, 3, 9, 9), float("nan")),
+}
+
+
+@pytest.mark.parametrize("images", SOUND.values(), ids=SOUND)
+@pytest.mark.filterwarnings("error")
+def test_no_false_alarm(images):
+    assert check_contrast(images)
+
+
+@pytest.mark.filterwarnings("error")
+def test_integers_have_contrast():
+    assert check_contrast((255 * levels()).byte(), **MNIST)
+
+
+def test_only_images_without_contrast_are_named():
+    images = levels(n=12)
+    images[2:] /= 255
+    images[3] = 0
+    with pytest.warns(UserWarning, match=r"^inputs 2, 4, 5, 6, 7 \.\.\. of 12 have nearly no contrast, 0.0039 of"):
+        assert not check_contrast(images, name="inputs")
+    with pytest.warns(UserWarning, match="^images has nearly no contrast"):
+        check_contrast(images[4])
+
+
+CALLS = {
+    "overlay": (overlay, "image"),
+    "show_cam_on_image": (fastcam.show_cam_on_image, "img"),
+    "preprocess_image": (lambda image, cam: preprocess_image(image), "img"),
+}
+
+
+@pytest.mark.parametrize(("call", "name"), CALLS.values(), ids=CALLS)
+def test_who_tells_of_an_image_without_contrast(call, name):
+    image, cam = levels(n=1)[0].movedim(0, -1).numpy(), np.random.rand(32, 30).astype(np.float32)
+    for destroyed in (image / 255, torch.from_numpy(image / 255).movedim(-1, 0)):
+        with pytest.warns(UserWarning, match=f"^{name} has nearly no contrast") as caught:
+            call(destroyed, cam)
+        assert [w.filename for w in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for sound in (image, image * 0, levels(n=1, high=2)[0].movedim(0, -1).numpy()):
+            call(sound, cam)
+        overlay((image > 2).astype(np.uint8), cam)
+        preprocess_image((image > 0.5).astype(np.uint8))
+
+
+def test_a_batch_without_contrast_is_told_of():
+    images = levels(n=4)
+    images[1:3] /= 255
+    with pytest.warns(UserWarning, match="^image 1, 2 of 4 have nearly no contrast"):
+        overlay(images, torch.rand(4, 32, 30))

@@ -12,9 +12,11 @@ pytest.importorskip("triton")
 
 from fastcam import ops
 from fastcam.kernels import channel_reduce as reduction
+from fastcam.kernels import overlay as overlaying
 from fastcam.kernels.channel_reduce import channel_reduce, channel_sum
 from fastcam.kernels.finish import finish
 from fastcam.kernels.masked_inputs import masked_inputs
+from fastcam.kernels.overlay import overlay
 from fastcam.kernels.principal_component import principal_component
 
 from accuracy import assert_as_accurate_as, fenced
@@ -383,6 +385,131 @@ def test_a_broken_mask_keeps_to_its_row(device, value, size):
         assert rows[1].isnan().all() and expected[1].isnan().all()
 
 
+def eight_bits(t):
+    return (255 * t.float().nan_to_num()).to(torch.uint8)
+
+
+OVERLAID = {  # images
+    "one-pixel": (2, 3, 1, 1),
+    "one-tile": (3, 3, 20, 31),
+    "whole-tiles": (2, 3, 32, 64),
+    "three-tiles": (2, 3, 45, 61),
+    "grey": (2, 1, 37, 40),
+}
+OVERLAID_LAYOUTS = [fenced, channels_last, strided, cropped, torch.clone]
+OVERLAID_CASES = [
+    pytest.param(shape, dtype, OVERLAID_LAYOUTS[i % 5], id=f"{name}-{str(dtype)[6:]}-{i}")
+    for i, ((name, shape), dtype) in enumerate(itertools.product(OVERLAID.items(), [*DTYPES, torch.uint8]))
+]
+
+
+def check_overlay(images, maps, table, weight=0.5):
+    """Compares the kernel's picture with the definition's on the CPU, level by level."""
+    pictures = overlay(images, maps, table, weight)
+    assert pictures.dtype == torch.uint8 and pictures.is_contiguous()
+    expected = ops.overlay(*(t.cpu() for t in (images, maps, table)), weight)
+    assert torch.equal(pictures.cpu(), expected)
+    return pictures
+
+
+@pytest.mark.parametrize(("shape", "dtype", "layout"), OVERLAID_CASES)
+def test_overlay(device, shape, dtype, layout):
+    images = torch.rand(shape, device=device) * torch.tensor([1, 0.3, 0.1], device=device)[: shape[0], None, None, None]
+    images = layout(images) if dtype == torch.float32 else layout(images).to(dtype)
+    images = eight_bits(images) if dtype == torch.uint8 else images
+    maps = torch.rand(shape[0], *shape[2:], device=device)
+    table = torch.randint(256, (256, 3), dtype=torch.uint8, device=device)
+    pictures = check_overlay(images, maps, table)
+    assert (pictures.flatten(1).amax(1) == 255).all()
+    check_overlay(images, maps, table.float() / 255, 0.3)
+
+
+@pytest.mark.parametrize("layout", [fenced, channels_last, strided, cropped])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_overlay_reads_any_strides_in_16_bits(device, dtype, layout):
+    images, maps = layout(torch.rand(2, 3, 22, 19).to(device, dtype)), torch.rand(2, 19, 44).to(device, dtype)
+    check_overlay(images, maps.mT[:, ::2], torch.randint(256, (256, 3), dtype=torch.uint8, device=device))
+
+
+def test_overlay_of_levels_that_are_whole(device):
+    images, maps = torch.randint(255, (2, 3, 45, 64), dtype=torch.uint8), torch.rand(2, 45, 64)
+    check_overlay(images.to(device), maps.to(device), torch.randint(255, (256, 3), dtype=torch.uint8, device=device))
+
+
+def test_overlay_reads_parts_of_other_tensors(device):
+    image, maps = fenced(torch.rand(1, 3, 9, 40, device=device)), torch.rand(4, 9, 40, device=device)
+    check_overlay(image.expand(4, -1, -1, -1), maps, torch.rand(3, 256, device=device).T)
+    with_alpha = channels_last(torch.rand(4, 4, 9, 40, device=device))
+    check_overlay(with_alpha[:, :3], maps, torch.rand(256, 4, device=device)[:, 1:])
+    check_overlay(with_alpha[:, 3:], maps.flip(1), torch.rand(256, 3, device=device))
+
+
+def test_overlay_counts_no_colour_beyond_the_image(device):
+    images, maps = torch.rand(2, 3, 20, 31, device=device) / 5, 0.5 + torch.rand(2, 20, 31, device=device) / 2
+    table = torch.full((256, 3), 0.3, device=device)
+    table[0] = 1
+    assert check_overlay(images, maps, table).max() == 255
+
+
+def test_overlay_programs_of_many_blocks(device, monkeypatch):
+    images, maps = torch.rand(2, 3, 70, 61, device=device), torch.rand(2, 70, 61, device=device)  # 4270 pixels
+    table = torch.randint(256, (256, 3), dtype=torch.uint8, device=device)
+    alone = check_overlay(images, maps, table)
+    monkeypatch.setattr(overlaying, "pixels_of_a_program", lambda size: 2048)
+    assert torch.equal(check_overlay(images, maps, table), alone)
+    check_overlay(images.to(memory_format=torch.channels_last), maps, table)
+
+
+def test_overlay_takes_512_programs_an_image_at_most():
+    for size, pixels in [(1, 1024), (224 * 224, 1024), (512 * 1024, 1024), (512 * 1024 + 1, 2048), (2**26, 2**17)]:
+        assert overlaying.pixels_of_a_program(size) == pixels and -(-size // pixels) <= 512
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("weight", [0, 1, 0.0, 1.0, 0.123456789])
+def test_overlay_weights_and_levels_at_their_ends(device, weight):
+    images = torch.tensor([0, 1, 1 / 3, 0.999999], device=device).view(1, 1, 2, 2).repeat(2, 3, 8, 16)
+    maps = torch.linspace(0, 1, 2 * 16 * 32, device=device).view(2, 16, 32)
+    table = torch.randint(256, (256, 3), dtype=torch.uint8, device=device)
+    check_overlay(images, maps, table, weight)
+    images[1] = 0  # black stays black
+    assert check_overlay(images, maps, table, weight)[1].any() == (weight < 1)
+
+
+def test_overlay_with_a_table_in_fp64_is_a_level_off_at_most(device):
+    images, maps = torch.rand(2, 3, 40, 50, device=device), torch.rand(2, 40, 50, device=device)
+    table = torch.rand(256, 3, dtype=torch.float64, device=device)
+    off = overlay(images, maps, table).int().cpu() - ops.overlay(images.cpu(), maps.cpu(), table.cpu()).int()
+    assert off.abs().max() <= 1 and (off != 0).sum() < 0.001 * off.numel()
+
+
+def test_overlay_reads_no_colour_beyond_the_table(device):
+    images, table = torch.rand(1, 3, 8, 8, device=device), fenced(torch.rand(256, 3, device=device))
+    maps = torch.tensor([-5, 7, 1e30, -1e30], device=device).repeat(16).view(1, 8, 8)
+    ends = torch.tensor([0.0, 1, 1, 0], device=device).repeat(16).view(1, 8, 8)
+    assert torch.equal(overlay(images, maps, table), overlay(images, ends, table))
+
+
+@pytest.mark.parametrize(
+    ("images", "maps", "kernel"),
+    [
+        (torch.float32, torch.float32, True),
+        (torch.uint8, torch.float16, True),
+        (torch.bfloat16, torch.float32, True),
+        (torch.float64, torch.float32, False),
+        (torch.float32, torch.float64, False),
+    ],
+    ids=str,
+)
+def test_which_overlays_are_the_kernels(device, monkeypatch, images, maps, kernel):
+    launched = []
+    monkeypatch.setattr(ops, "_on_kernel", lambda t: t.dtype in DTYPES)
+    monkeypatch.setattr("fastcam.kernels.overlay.overlay", lambda *given: launched.append(given) or overlay(*given))
+    given = torch.ones(1, 3, 6, 6, device=device).to(images), torch.rand(1, 6, 6, device=device).to(maps)
+    ops.overlay(*given, torch.rand(256, 3, device=device))
+    assert bool(launched) == (kernel and (images != torch.uint8 or device.type == "cuda"))
+
+
 # On a GPU, through `ops`: dispatch, repeatability, and offsets past 2^31, which no interpreter holds.
 
 
@@ -430,6 +557,37 @@ def test_masked_inputs_past_2_to_the_31(device, layout):
     assert not rows[:-1].any()
     expected = ops.masked_inputs(*(t[-1:].cpu().double() for t in (x, masks)), torch.tensor([0]))
     torch.testing.assert_close(rows[-1:].cpu().double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_overlay_on_a_gpu(device, dtype, layout):
+    images, maps = torch.rand(8, 3, 224, 224, device=device), torch.rand(8, 224, 224, device=device)
+    images = (eight_bits(images) if dtype == torch.uint8 else images.to(dtype)).to(memory_format=layout)
+    table = torch.randint(256, (256, 3), dtype=torch.uint8, device=device)
+    assert torch.equal(check_overlay(images, maps, table), ops.overlay(images, maps, table))
+    large = torch.rand(1, 3, 2000, 1500, device=device), torch.rand(1, 2000, 1500, device=device)
+    check_overlay(*large, table)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_overlay_past_2_to_the_31(device, layout):
+    if torch.cuda.mem_get_info()[0] < 16e9:
+        pytest.skip("needs 16 GB of GPU memory")
+    table = torch.randint(256, (256, 3), dtype=torch.uint8, device=device)
+    for shape in ((14300, 3, 224, 224), (2, 3, 27000, 27000)):
+        images = torch.zeros(shape, dtype=torch.uint8, device=device, memory_format=layout)
+        maps = torch.zeros(shape[0], *shape[2:], dtype=torch.float16, device=device)
+        assert images.numel() > 2**31
+        images[-1, :, -200:] = torch.randint(256, (3, 200, shape[3]), dtype=torch.uint8, device=device)
+        maps[-1, -200:] = torch.rand(200, shape[3], device=device)
+        pictures = ops.overlay(images, maps, table, 0.5)
+        assert (pictures[0] == pictures[0, 0, 0]).all()
+        last = images[-1:, :, -200:].cpu(), maps[-1:, -200:].cpu()
+        assert torch.equal(pictures[-1:, -200:].cpu(), ops.overlay(*last, table.cpu(), 0.5))
+        del images, maps, pictures
 
 
 @pytest.mark.gpu

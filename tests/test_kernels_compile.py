@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastcam.kernels import channel_reduce, finish, masked_inputs, principal_component
+from fastcam.kernels import channel_reduce, finish, masked_inputs, overlay, principal_component
 from fastcam.ops import WEIGHTINGS
 
 from offline import compile_only, global_bytes, registers_and_spills
@@ -135,3 +135,34 @@ def test_masked_inputs(arch, low, dtype, layout, baseline):
     assert set(global_bytes(kernel, "st")) == {width} and width in global_bytes(kernel)
     rows = re.findall(r"tt\.addptr %(?:masks|x|baseline|out)\S*, .*, (i\d+)", kernel.asm["ttir"])
     assert len(rows) >= 3 + baseline and set(rows) == {"i64"}  # offsets may pass 2^31
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "layout", "widths"),
+    [
+        ((64, 3, 224, 224), torch.float32, "contiguous", (16, 4)),  # of a lane's four pixels, and bytes
+        ((64, 3, 224, 224), torch.float16, "contiguous", (8, 4)),
+        ((64, 3, 224, 224), torch.float32, "channels_last", (16, 16)),
+        ((64, 3, 224, 224), torch.bfloat16, "channels_last", (8, 8)),
+        ((64, 3, 224, 224), torch.uint8, "channels_last", (4, 4)),
+        ((64, 1, 224, 224), torch.float32, "contiguous", (16, 4)),
+        ((1, 3, 4000, 3000), torch.uint8, "contiguous", (4, 4)),
+    ],
+)
+def test_overlay(arch, shape, dtype, layout, widths):
+    images, maps = tensor(*shape, dtype=dtype, layout=layout), tensor(shape[0], *shape[2:])
+    kernels = compiled(arch, overlay.overlay, images, maps, tensor(256, 3, dtype=torch.uint8))
+    assert len(kernels) == 2
+    for kernel, width in zip(kernels, widths, strict=True):
+        assert width in global_bytes(kernel)
+        assert not re.search(r"\bfma\.", kernel.asm["ptx"])  # every product and sum is rounded as the definition's
+        assert "div.full" not in kernel.asm["ptx"] and "div.rn.f32" in kernel.asm["ptx"]
+        rows = re.findall(r"tt\.addptr %(?:images|maps|pictures|largest)\S*, .*, (i\d+)", kernel.asm["ttir"])
+        assert len(rows) >= 3 and set(rows) == {"i64"}  # offsets may pass 2^31
+    assert set(global_bytes(kernels[1], "st")) == {4}
+
+
+def test_overlay_of_images_of_odd_sizes_and_strides(arch):
+    cropped = tensor(2, 3, 225, 320)[..., :301]
+    kernels = compiled(arch, overlay.overlay, cropped, tensor(2, 301, 225).mT, tensor(256, 3))
+    assert len(kernels) == 2

@@ -285,6 +285,65 @@ def test_masked_inputs_are_those_of_score_cam():
     torch.testing.assert_close(result, expected.flatten(0, 1), rtol=1e-6, atol=1e-7)
 
 
+def laid_over(image, levels, table, weight):
+    """`overlay`, a value at a time: an image `(k, H, W)` and levels `(H, W)` in numpy."""
+    k, H, W = image.shape
+    blend = np.zeros((H, W, 3))
+    for y, x, c in np.ndindex(H, W, 3):
+        blend[y, x, c] = (1 - weight) * table[levels[y, x], c] + weight * image[c if k == 3 else 0, y, x]
+    largest = blend.max()
+    return np.array([int(255 * (v / (largest or 1))) for v in blend.flat]).reshape(H, W, 3)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.2, 0.0, 1.0])
+@pytest.mark.parametrize("k", [1, 3])
+def test_overlay(k, weight):
+    images, levels = torch.rand(3, k, 5, 7, dtype=torch.float64), torch.randint(256, (3, 5, 7))
+    images[1] /= 4  # each image is divided by its own largest value
+    table = torch.rand(256, 3, dtype=torch.float64)
+    copies = [t.clone() for t in (images, levels, table)]
+    pictures = ops.overlay(images, (levels + 0.5) / 255, table, weight)
+    assert pictures.dtype == torch.uint8 and pictures.shape == (3, 5, 7, 3) and pictures.is_contiguous()
+    for picture, image, level in zip(pictures, images, levels, strict=True):
+        expected = laid_over(image.numpy(), level.numpy(), table.numpy(), weight)
+        np.testing.assert_array_equal(picture.numpy(), expected)
+    for now, copy in zip((images, levels, table), copies, strict=True):
+        assert torch.equal(now, copy)
+
+
+def test_overlay_takes_8_bits_for_what_they_are_of_255():
+    images, maps = torch.randint(256, (2, 3, 6, 5), dtype=torch.uint8), torch.rand(2, 6, 5)
+    table = torch.randint(256, (256, 3), dtype=torch.uint8)
+    expected = ops.overlay(images.float() / 255, maps, table.float() / 255)
+    assert torch.equal(ops.overlay(images, maps, table), expected)
+    assert torch.equal(
+        ops.overlay(images.to(memory_format=torch.channels_last), maps.mT.contiguous().mT, table), expected
+    )
+    black = ops.overlay(images * 0, maps, table, 1.0)
+    assert not black.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_overlay_computes_in_fp32_at_least(dtype):
+    images, maps, table = torch.rand(2, 3, 9, 8).to(dtype), torch.rand(2, 9, 8).to(dtype), torch.rand(256, 3).to(dtype)
+    assert torch.equal(ops.overlay(images, maps, table), ops.overlay(images.float(), maps.float(), table.float()))
+
+
+@pytest.mark.parametrize(
+    ("images", "maps", "table", "message"),
+    [
+        ((1, 2, 8, 8), (1, 8, 8), (256, 3), r"images must be \(B, 1 or 3, H, W\), got \(1, 2, 8, 8\)"),
+        ((3, 8, 8), (8, 8), (256, 3), "images must be"),
+        ((2, 3, 8, 8), (2, 4, 4), (256, 3), r"maps must be \(B, H, W\) as images \(2, 3, 8, 8\), got \(2, 4, 4\)"),
+        ((2, 3, 8, 8), (1, 8, 8), (256, 3), "maps must be"),
+        ((1, 3, 8, 8), (1, 8, 8), (256, 4), r"table must be \(256, 3\), got \(256, 4\)"),
+    ],
+)
+def test_overlay_refuses_what_does_not_fit(images, maps, table, message):
+    with pytest.raises(ValueError, match=message):
+        ops.overlay(torch.rand(images), torch.rand(maps), torch.rand(table))
+
+
 @pytest.mark.parametrize(
     ("x", "masks"), [((1, 3, 8, 8), (2, 4)), ((1, 3, 8, 8), (2, 1, 4, 4)), ((1, 3, 8), (2, 4, 4))], ids=str
 )

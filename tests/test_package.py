@@ -28,7 +28,8 @@ PUBLIC = [
     *("ScoreCAM", "SegEigenCAM", "SemanticSegmentationTarget", "ShapleyCAM", "SimilarityToConceptTarget"),
     *("SimpleFullGrad", "SmoothFullGrad", "SmoothGradCAMpp", "SoftmaxOutputTarget", "ViTReciproCAM", "XGradCAM"),
     *("TopPatches", "top_patches"),
-    *("__version__", "deprocess_image", "dff", "explain", "fasterrcnn_reshape_transform", "gradient_picture"),
+    *("__version__", "check_contrast", "denormalize", "deprocess_image", "dff", "explain", "gradient_picture"),
+    "fasterrcnn_reshape_transform",
     *("layer_table", "load_image", "overlay", "preprocess_image", "run_dff_on_image", "show_cam_on_image"),
     *("Dream", "Inversion", "deep_dream", "invert"),
     *("FeatureMaps", "feature_maps", "kernel_figure", "layer_weights", "plot_kernels"),
@@ -60,6 +61,14 @@ def loaded_by(code: str) -> set[str]:
 
 def test_imports_stay_light():
     assert loaded_by("import fastcam") == set()
+    painted = """
+import torch, fastcam, fastcam.images, fastcam.results
+image = fastcam.denormalize(torch.rand(1, 3, 8, 8), 0.1, 0.5, clamp=True)
+fastcam.overlay(image, torch.rand(1, 8, 8))
+fastcam.images.show_cam_on_image(fastcam.results.Images(image).pictures[0], torch.rand(8, 8), use_rgb=True)
+fastcam.preprocess_image(image)
+"""
+    assert not loaded_by(painted) & {"matplotlib", "PIL", "torchvision", "sklearn"}
     explained = """
 import torch, fastcam
 net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))

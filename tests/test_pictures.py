@@ -27,6 +27,34 @@ def test_show_cam_on_image_is_the_references(rng, options, dtype):
     assert ours.dtype == np.uint8 and ours.std() > 10
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_overlay_is_the_references_to_the_level(seed):
+    rng = np.random.default_rng(seed)
+    images = rng.random((3, 64, 61, 3)).astype(np.float32) * rng.random((3, 1, 1, 1)).astype(np.float32)
+    masks, weight = rng.random((3, 64, 61)).astype(np.float32), rng.random()
+    expected = [
+        reference.show_cam_on_image(image, mask, use_rgb=True, image_weight=weight)
+        for image, mask in zip(images, masks, strict=True)
+    ]
+    batch = torch.from_numpy(images).movedim(-1, 1), torch.from_numpy(masks)
+    np.testing.assert_array_equal(fastcam.overlay(*batch, image_weight=weight), expected)
+    for image, mask, picture in zip(images, masks, expected, strict=True):
+        np.testing.assert_array_equal(fastcam.overlay(image, mask, image_weight=weight), picture)
+        np.testing.assert_array_equal(fastcam.show_cam_on_image(image, mask, True, 2, weight), picture)
+
+
+@pytest.mark.parametrize("brightest", [255, 254, 61])
+def test_the_overlay_of_8_bits_is_the_references_to_the_level(rng, brightest):
+    pixels, mask = rng.integers(0, brightest + 1, (200, 190, 3), dtype=np.uint8), rng.random((200, 190), np.float32)
+    expected = reference.show_cam_on_image(pixels / np.float32(255), mask, use_rgb=True)  # many a level is a whole one
+    np.testing.assert_array_equal(fastcam.overlay(pixels, mask), expected)
+    batch = torch.from_numpy(pixels).movedim(-1, 0)[None]
+    np.testing.assert_array_equal(fastcam.overlay(batch, mask[None])[0], expected)
+    for img in (pixels / np.float32(255), pixels / 255.0):  # fp32 and fp64
+        theirs = reference.show_cam_on_image(img, mask, use_rgb=True)
+        np.testing.assert_array_equal(fastcam.show_cam_on_image(img, mask, use_rgb=True), theirs)
+
+
 def test_show_cam_on_image_takes_tensors(rng):
     img, mask = rng.random((40, 50, 3)).astype(np.float32), rng.random((40, 50)).astype(np.float32)
     expected = reference.show_cam_on_image(img, mask, use_rgb=True)

@@ -5,33 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from fastcam.figures.colours import coloured, table
+from fastcam import ops
+from fastcam.figures.colours import shades, table
+from fastcam.images import warn_of_flat
 
 
-def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0.5) -> np.ndarray:
+def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0.5) -> Any:
     """A map laid over its image, uint8 `(H, W, 3)`: colours of the map and image blended, scaled to the full range.
 
     picture = w image + (1 - w) colormap(cam), divided by its largest value
 
-    image          tensor `(k, H, W)` or array `(H, W)`, `(H, W, k)`, k = 1 or 3; in [0, 1], or uint8
-    cam            `(H, W)` in [0, 1]
+    image          tensor `(k, H, W)` or array `(H, W)`, `(H, W, k)`, k = 1 or 3; in [0, 1], or uint8;
+                   or a batch, a tensor `(B, k, H, W)`
+    cam            `(H, W)` in [0, 1], for a batch `(B, H, W)`; array or tensor
     colormap       a matplotlib name; "jet" is OpenCV's, as in pytorch-grad-cam
     image_weight   w in [0, 1]
-    Raises ValueError for values out of range or shapes that do not fit.
+    Gives an array for one image, for a batch a tensor `(B, H, W, 3)` on its device, where a GPU paints it
+    itself; it is waited for, as values are checked first (`fastcam.ops.overlay` checks none).
+    Raises ValueError for values out of range or shapes that do not fit; warns of floating-point images of nearly no
+    contrast (`check_contrast`).
+
+    >>> import torch, fastcam
+    >>> fastcam.overlay(torch.rand(4, 3, 32, 32), torch.rand(4, 32, 32)).shape
+    torch.Size([4, 32, 32, 3])
     """
-    pixels = pixels_of(image)
-    values = np.asarray(cam.detach().cpu() if isinstance(cam, Tensor) else cam, dtype=np.float32)
+    pictures = _pictures(image)
+    maps = (cam.detach() if isinstance(cam, Tensor) else _tensor(cam)).to(pictures.device, torch.float32)
+    batch = isinstance(image, Tensor) and image.ndim == 4
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight must be in [0, 1], got {image_weight}")
-    if values.shape != pixels.shape[:2]:
-        raise ValueError(f"cam must be (H, W) = {pixels.shape[:2]} as the image, got {values.shape}")
-    if not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(f"cam must be in [0, 1], got {values.min()} to {values.max()}")
-    colours = coloured((255 * values).astype(np.uint8), colormap)
-    blend = image_weight * pixels + (1 - image_weight) * colours
-    return (255 * blend / max(blend.max(), 1e-7)).astype(np.uint8)
+    shape = (*pictures.shape[: int(batch)], *pictures.shape[2:])
+    if maps.shape != shape:
+        wanted = "(B, H, W)" if batch else "(H, W)"
+        raise ValueError(f"cam must be {wanted} = {tuple(shape)} as the image, got {tuple(maps.shape)}")
+    low, high = (end.item() for end in maps.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"cam must be in [0, 1], got {low} to {high}")
+    painted = ops.overlay(pictures, maps.view(-1, *maps.shape[-2:]), torch.from_numpy(shades(colormap)), image_weight)
+    return painted if batch else painted[0].cpu().numpy()
 
 
 def show_cam_on_image(
@@ -44,20 +58,21 @@ def show_cam_on_image(
     use_rgb        whether img is RGB; by default it is taken, and the heat map made, as OpenCV's BGR
     colormap       OpenCV's number of a colour map, 2 for jet, or a matplotlib name
     image_weight   in [0, 1]
-    Raises ValueError for an image or weight out of range, ImportError for a number that only OpenCV knows, without it.
+    Raises ValueError for an image or weight out of range, ImportError for a number that only OpenCV knows, without it;
+    warns of an image of nearly no contrast (`check_contrast`).
     """
-    if isinstance(img, Tensor):
-        img = (img.movedim(0, -1) if img.ndim == 3 and len(img) == 3 else img).detach().cpu().numpy()
-    mask = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask
-    if np.max(img) > 1:
-        raise ValueError(f"The input image should np.float32 in the range [0, 1], got {np.max(img)}")
+    pixels = img.detach() if isinstance(img, Tensor) else _tensor(img)
+    pixels = pixels if pixels.is_floating_point() else pixels.double()
+    low, high = (end.item() for end in pixels.aminmax())
+    if high > 1:
+        raise ValueError(f"The input image should np.float32 in the range [0, 1], got {high}")
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight should be in the range [0, 1]. Got: {image_weight}")
-    heat = table(colormap)[(255 * np.asarray(mask)).astype(np.uint8)]
-    heat = (heat if use_rgb else heat[..., ::-1]).astype(np.float32) / 255
-    blend = (1 - image_weight) * heat + image_weight * img
-    largest = np.max(blend)
-    return (255 * (blend / largest if largest > 0 else blend)).astype(np.uint8)
+    warn_of_flat([high - low], "img", stacklevel=3)
+    planes = pixels if isinstance(img, Tensor) and img.ndim == 3 and len(img) == 3 else pixels.movedim(-1, 0)
+    maps = (mask.detach() if isinstance(mask, Tensor) else _tensor(mask)).to(pixels.device)
+    heat = table(colormap) if use_rgb else table(colormap)[:, ::-1].copy()
+    return ops.overlay(planes[None], maps[None], torch.from_numpy(heat), image_weight)[0].cpu().numpy()
 
 
 def deprocess_image(img: np.ndarray) -> np.ndarray:
@@ -87,21 +102,39 @@ def gradient_picture(gradient: Any, colormap: str = "RdBu_r") -> np.ndarray:
     levels = (255 * np.clip(0.5 + values / (2 * scale), 0, 1)).round().astype(np.uint8)
     if len(values) == 3:
         return np.moveaxis(levels, 0, -1).copy()
-    return (255 * coloured(levels[0], colormap)).round().astype(np.uint8)
+    return table(colormap)[levels[0]]
 
 
 def pixels_of(image: Any) -> np.ndarray:
     """An image as float `(H, W, 3)` in [0, 1]."""
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().movedim(0, -1) if image.ndim == 3 else image.detach().cpu()
-    pixels = np.asarray(image)
-    pixels = pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels.astype(np.float32)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise ValueError(f"image must be (H, W), (H, W, 1 or 3) or a tensor (1 or 3, H, W), got {pixels.shape}")
-    if pixels.min() < 0 or pixels.max() > 1:
+    picture = _pictures(image)[0]
+    pixels = picture.float() / 255 if picture.dtype == torch.uint8 else picture
+    return pixels.expand(3, -1, -1).movedim(0, -1).cpu().numpy()
+
+
+def _pictures(image: Any) -> Tensor:
+    """An image, or a batch, as a tensor `(B, k, H, W)` where it is: fp32 in [0, 1], or uint8."""
+    x = image.detach() if isinstance(image, Tensor) else _tensor(image)
+    x = x if x.dtype == torch.uint8 else x.float()
+    x = x.movedim(-1, 0) if x.ndim == 3 and not isinstance(image, Tensor) else x
+    x = x[(None,) * max(0, 4 - x.ndim)] if x.ndim > 1 else x
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel() or len(x) > 1 and not isinstance(image, Tensor):
         raise ValueError(
-            f"image must be in [0, 1] or uint8, got {pixels.min():.3g} to {pixels.max():.3g}: "
-            "pass the picture itself, not the normalised input"
+            "image must be (H, W), (H, W, 1 or 3), a tensor (1 or 3, H, W) or a batch, a tensor (B, 1 or 3, H, W), "
+            f"got {tuple(np.shape(image))}"
         )
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+    if x.dtype != torch.uint8:
+        lows, highs = (ends.tolist() for ends in (x.amin((1, 2, 3)), x.amax((1, 2, 3))))
+        if not all(low >= 0 and high <= 1 for low, high in zip(lows, highs, strict=True)):
+            low, high = min(lows), max(highs)
+            raise ValueError(
+                f"image must be in [0, 1] or uint8, got {low:.3g} to {high:.3g}: "
+                "pass the picture itself, not the normalised input"
+            )
+        warn_of_flat([high - low for low, high in zip(lows, highs, strict=True)], "image", stacklevel=4)
+    return x
+
+
+def _tensor(array: Any) -> Tensor:
+    """An array as a tensor, copied only where torch cannot share it."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))

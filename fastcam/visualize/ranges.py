@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastcam.images import check_contrast
 from fastcam.inputs import check_input
 from fastcam.record import owned
-
-_FAINT = 0.02  # of the range; pictures divided by 255 twice have at most 0.004
 
 
 class ValidRange(NamedTuple):
@@ -60,7 +58,7 @@ def valid_range(x: Tensor, mean: Any = None, std: Any = None) -> ValidRange:
         if not bool((spread > 0).all()):
             raise ValueError(f"std must be above 0, got {std}")
         limits = ValidRange(-centre / spread, (1 - centre) / spread)
-    _warn_of_faint(limits.pictures(x))
+    check_contrast(x, mean, std, name="x", stacklevel=4)
     return limits
 
 
@@ -70,17 +68,6 @@ def _statistic(name: str, given: Any, otherwise: float, x: Tensor) -> Tensor:
     if len(value) not in (1, x.shape[1]):
         raise ValueError(f"{name} must be one value or {x.shape[1]}, one a channel, got {len(value)}")
     return value.expand(x.shape[1]).view(1, -1, 1, 1)
-
-
-def _warn_of_faint(pictures: Tensor) -> None:
-    contrast = pictures.amax((1, 2, 3)) - pictures.amin((1, 2, 3))
-    faint = (contrast > 0) & (contrast < _FAINT)  # an image of one value is meant to be one
-    if bool(faint.any()):
-        warnings.warn(
-            f"x has images of nearly no contrast, {float(contrast[faint].min()):.2g} of the range: were they divided "
-            "by 255 twice, or do mean and std not belong to them?",
-            stacklevel=4,
-        )
 
 
 def door_of(net: nn.Module) -> Callable[[Tensor], Tensor]:
