@@ -111,7 +111,7 @@ def ours(problem: Problem, method: str) -> Callable[[], np.ndarray]:
     if method in METHODS:
         return partial(METHODS[method](problem.net, problem.layer), problem.x, problem.targets)
     explain = SALIENCY[method](problem.net, *([problem.layer] if method == "guidedgradcam" else []))  # type: ignore[arg-type]
-    return lambda: explain(problem.x, problem.targets).cpu().numpy()
+    return lambda: explain.attribute(problem.x, problem.targets).cpu().numpy()
 
 
 def their_gradient(problem: Problem) -> Callable[[], np.ndarray]:

@@ -73,7 +73,7 @@ def check(rule, block, oracle_block, met):
     """The gradient by a rule equals that of the network rewritten by hand, and the plain outputs are not changed."""
     x, net = images(), net_with(block)
     method = RULES[rule](net)
-    gradient = method(x, 1)
+    gradient = method.attribute(x, 1)
     _, expected = plain_gradient(net_with(oracle_block), x)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10 * expected.abs().max().item())
     with torch.no_grad():
@@ -209,7 +209,7 @@ def test_what_surrounds_a_rectifier(structure, calls, rule):
     block, hand, in_place, count = STRUCTURES[structure]
     x, relu = images(), CALLS[calls][in_place]
     method = RULES[rule](net_with(block(relu)))
-    gradient = method(x, 1)
+    gradient = method.attribute(x, 1)
     _, expected = plain_gradient(net_with((hand or block)(by_hand(rule))), x)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
     assert method.rectifiers == 2 * count
@@ -221,7 +221,7 @@ def test_two_layers_without_autograd(rule):
     first, second = nn.Linear(7, 9, bias=False).double(), nn.Linear(9, 4, bias=False).double()
     net = nn.Sequential(nn.Flatten(), nn.ReLU(), first, nn.ReLU(), second)
     x = torch.randn(2, 1, 7, dtype=torch.float64)
-    gradient = RULES[rule](net)(x, 2)
+    gradient = RULES[rule](net).attribute(x, 2)
     W, v = first.weight.detach().numpy(), second.weight.detach().numpy()[2]
     for image, found in zip(x[:, 0].numpy(), gradient[:, 0].numpy(), strict=True):
         hidden, g = W @ image.clip(0), v.clip(0)
@@ -294,7 +294,7 @@ def test_weights_are_clamped_in_place_as_without_the_mode():
 def test_a_transformer_has_a_rectifier_in_each_block():
     layer = nn.TransformerEncoderLayer(8, 2, 16, activation="relu", batch_first=True).requires_grad_(False)
     method = GuidedBackprop(nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 2)))
-    assert method(torch.randn(2, 5, 8), 1).any() and method.rectifiers == 1
+    assert method.attribute(torch.randn(2, 5, 8), 1).any() and method.rectifiers == 1
 
 
 OUT_OF_REACH = {
@@ -333,7 +333,7 @@ def test_networks_of_torchvision(network, monkeypatch):
     _, plain = plain_gradient(net, x)
     for rule, cls in RULES.items():
         method = cls(net)
-        gradient = method(x, 1)
+        gradient = method.attribute(x, 1)
         with monkeypatch.context() as patch:
             patch.setattr(F, "relu", lambda z, inplace=False, rule=rule: by_hand(rule)(z))
             rewritten = copy.deepcopy(net)

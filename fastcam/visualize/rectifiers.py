@@ -38,32 +38,27 @@ class Rectifiers(TorchFunctionMode):
         if found is None or not (found[0].requires_grad and torch.is_grad_enabled()):  # a weight that is clipped, say
             return func(*args, **kwargs)
         self.met += 1
-        return _Rectify.apply(*found, self._guided, func in _KEEPING)
+        x, high, in_place = found
+        return _Rectify.apply(x, high, in_place, self._guided)
 
 
 class _Rectify(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, high: float | None, in_place: bool, guided: bool, keeping: bool) -> Tensor:
-        ctx.guided, ctx.keeping = guided, keeping
-        if guided and not keeping:
+    def forward(ctx: Any, x: Tensor, high: float | None, in_place: bool, guided: bool) -> Tensor:
+        ctx.guided = guided
+        if guided:
             ctx.save_for_backward(x > 0 if high is None else (x > 0) & (x < high))
         if in_place:  # models ignore what relu_ returns
             ctx.mark_dirty(x)
-        y = x.clamp_(0, high) if in_place else x.clamp(0, high)
-        if guided and keeping:  # as the plain ReLU does, so no model writes into it; and it is faster than a mask
-            ctx.save_for_backward(y)
-        return y
+            return x.clamp_(0, high)
+        return x.clamp(0, high)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
-        if not ctx.guided:
-            passed = g.clamp(min=0)
-        elif ctx.keeping:
-            passed = aten.threshold_backward(g, *ctx.saved_tensors, 0).clamp_(min=0)
-        else:
-            passed = g.clamp(min=0).mul_(*ctx.saved_tensors)
-        return passed, None, None, None, None
+        if ctx.guided:  # one tensor only, as new memory takes longer than the arithmetic
+            return ctx.saved_tensors[0].to(g.dtype).mul_(g).clamp_(min=0), None, None, None
+        return g.clamp(min=0), None, None, None
 
 
 aten = torch.ops.aten
@@ -159,10 +154,6 @@ def _rectifies(node: Any) -> bool:
     return from_zero and (high is None or bool((torch.as_tensor(high) > 0).any()))
 
 
-_KEEPING = {  # what saves its own output for the backward pass
-    *(F.relu, torch.relu, Tensor.relu, aten.relu, aten.relu.default),
-    *(F.relu_, torch.relu_, Tensor.relu_, aten.relu_, aten.relu_.default),
-}
 _SPELLINGS: dict[Any, Callable[..., Found]] = {
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu, aten.relu, aten.relu.default), _relu),
     **dict.fromkeys((F.relu_, torch.relu_, Tensor.relu_, aten.relu_, aten.relu_.default), _relu_),
