@@ -67,11 +67,18 @@ if TYPE_CHECKING:
     from fastcam.reshape_transforms import fasterrcnn_reshape_transform as fasterrcnn_reshape_transform
     from fastcam.reshape_transforms import swinT_reshape_transform as swinT_reshape_transform
     from fastcam.reshape_transforms import vit_reshape_transform as vit_reshape_transform
+    from fastcam.visualize.attribution import Attribution as Attribution
+    from fastcam.visualize.comparison import Comparison as Comparison
+    from fastcam.visualize.comparison import compare as compare
     from fastcam.visualize.edges import sobel_cam as sobel_cam
+    from fastcam.visualize.integrated import IntegratedGradients as IntegratedGradients
     from fastcam.visualize.saliency import DeconvNet as DeconvNet
     from fastcam.visualize.saliency import GuidedBackprop as GuidedBackprop
     from fastcam.visualize.saliency import GuidedBackpropReLUModel as GuidedBackpropReLUModel
     from fastcam.visualize.saliency import GuidedGradCAM as GuidedGradCAM
+    from fastcam.visualize.saliency import InputXGradient as InputXGradient
+    from fastcam.visualize.saliency import Saliency as Saliency
+    from fastcam.visualize.smoothgrad import SmoothGrad as SmoothGrad
 
 __version__ = "0.1.0"
 
@@ -88,7 +95,13 @@ _WHERE = {
     "fastcam.methods.attention": ("LeGrad", "GradientRollout", "AttentionRollout"),
     "fastcam.reshape_transforms": ("vit_reshape_transform", "swinT_reshape_transform", "fasterrcnn_reshape_transform"),
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
-    "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
+    "fastcam.visualize.saliency": (
+        *("Saliency", "InputXGradient", "GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
+    ),
+    "fastcam.visualize.smoothgrad": ("SmoothGrad",),
+    "fastcam.visualize.integrated": ("IntegratedGradients",),
+    "fastcam.visualize.attribution": ("Attribution",),
+    "fastcam.visualize.comparison": ("compare", "Comparison"),
     "fastcam.model_targets": (
         *("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget"),
         *("ClassifierOutputReST", "BinaryClassifierOutputTarget"),

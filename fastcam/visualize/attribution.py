@@ -97,7 +97,7 @@ class Attribution(Result):
             raise ValueError(f"plot draws images (B, k, H, W), these are {tuple(self.image.shape)}: take .map()")
         rows = len(self._chosen(image)) * self._per_image
         panels, aspect = (3 if self.data.shape[-3] == 1 else 4), self.data.shape[-2] / self.data.shape[-1]
-        return Layout(rows, panels, 2.5 * panels, 2.2 * min(aspect, 3) * rows + 0.6)
+        return Layout(rows, panels, 2.5 * panels, 2.0 * min(aspect, 3) * rows + 0.5)
 
     def _draw(
         self,
@@ -117,10 +117,12 @@ class Attribution(Result):
         shape = (-1, T, *self.data.shape[-3:])
         values, maps = self.data.reshape(shape), self.map(reduce).reshape(-1, T, *self.data.shape[-2:])
         pictures = pictures_of(self.image, picture, mean, std)
-        names = str(self.settings.get("method", "attribution")), _MAP_TITLES[reduce]
+        titles = "input", str(self.settings.get("method", "attribution")), _MAP_TITLES[reduce], "overlay"
         places = [(n, t) for n in chosen for t in range(T)]
         for row, (n, t) in zip(axes, places, strict=True):
-            attribution_row(row, pictures[n], _array(values[n, t]), _array(maps[n, t]), names, clip, colormap)
+            g, m = (v[n, t].detach().float().cpu().numpy() for v in (values, maps))
+            attribution_row(row, pictures[n], g, m, titles, clip, colormap)
+            titles = "", "", "", ""
         label_rows(axes, [captions(self.outputs, self.target, self.score, n, t, class_names) for n, t in places])
 
     @property
@@ -192,7 +194,3 @@ def _named(index: int, names: ClassNames) -> str:
         return str(index)
     name = names.get(index) if isinstance(names, Mapping) else names[index] if index < len(names) else None
     return str(index) if name is None else f"{index} {name}"
-
-
-def _array(t: Tensor) -> np.ndarray:
-    return t.detach().float().cpu().numpy()
