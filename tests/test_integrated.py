@@ -49,7 +49,9 @@ def test_exact_on_polynomials_with_few_points():
     torch.testing.assert_close(method.attribute(x, 0), x.square(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(method.attribute(x, 1), x.pow(4), rtol=1e-12, atol=1e-12)
     middle = IntegratedGradients(Polynomial(), steps=2, quadrature="midpoint")
-    with pytest.warns(UserWarning, match="integrated gradients miss the difference of the scores by up to 12.5% with 2"):
+    with pytest.warns(
+        UserWarning, match="integrated gradients miss the difference of the scores by up to 12.5% with 2"
+    ):
         rough = middle.attribute(x, 1)
     torch.testing.assert_close(rough, x.pow(4) * 4 * (0.25**3 + 0.75**3) / 2, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(middle.relative_gap, torch.full((3,), 0.125, dtype=torch.float64))
@@ -147,7 +149,11 @@ def test_the_tutorials_network(side):
     [
         ({"steps": 0}, ValueError, "steps must be a whole number of 1 or more, got 0"),
         ({"quadrature": "simpson"}, ValueError, 'quadrature must be "midpoint" or "gauss-legendre", got \'simpson\''),
-        ({"baseline": "grey"}, TypeError, "baseline must be None, a tensor, one of black, blur, mean, noise, or a list"),
+        (
+            {"baseline": "grey"},
+            TypeError,
+            "baseline must be None, a tensor, one of black, blur, mean, noise, or a list",
+        ),
         ({"baseline": []}, ValueError, "baseline is an empty list"),
         ({"baseline": [3]}, TypeError, "baseline must be None, a tensor, .* got 3"),
     ],
@@ -159,5 +165,7 @@ def test_wrong_arguments(arguments, error, message):
 
 def test_a_baseline_of_the_wrong_shape():
     method = IntegratedGradients(tiny(), baseline=torch.zeros(2, 3, 20, 24))
-    with pytest.raises(ValueError, match=r"baseline must be \(3, 20, 24\) as an image, or \(3, 3, 20, 24\) as the batch"):
+    with pytest.raises(
+        ValueError, match=r"baseline must be \(3, 20, 24\) as an image, or \(3, 3, 20, 24\) as the batch"
+    ):
         method.attribute(torch.randn(3, 3, 20, 24))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastcam.visualize import DeconvNet, GuidedBackprop
 from fastcam.visualize.rectifiers import Rectifiers
+from fastcam.visualize.saliency import Saliency
 
 RULES = {"guided": GuidedBackprop, "deconvolve": DeconvNet}
 
@@ -318,6 +319,9 @@ def test_an_unknown_rule_is_an_error():
 
 
 NETWORKS = {  # and how many rectifiers they run
+    "alexnet": ({}, 7),
+    "vgg11": ({}, 9),
+    "squeezenet1_1": ({}, 26),
     "resnet18": ({}, 17),
     "googlenet": ({"aux_logits": False, "init_weights": False}, 57),
     "mobilenet_v2": ({}, 35),
@@ -325,12 +329,21 @@ NETWORKS = {  # and how many rectifiers they run
 }
 
 
+def tiny_headed_vgg11(num_classes):
+    """VGG-11 without the 120 million weights of its head."""
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["A"])
+    head = nn.Linear(512, 16), nn.ReLU(inplace=True), nn.Linear(16, num_classes)
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_of_torchvision(network, monkeypatch):
     keywords, count = NETWORKS[network]
-    net = getattr(torchvision.models, network)(num_classes=7, **keywords).eval()
-    x = torch.randn(1, 3, 64, 64)
+    make = tiny_headed_vgg11 if network == "vgg11" else getattr(torchvision.models, network)
+    net = make(num_classes=7, **keywords).eval()
+    x = torch.randn(2, 3, 64, 64)
     _, plain = plain_gradient(net, x)
+    assert torch.equal(Saliency(net).attribute(x, 1), plain)
     for rule, cls in RULES.items():
         method = cls(net)
         gradient = method.attribute(x, 1)

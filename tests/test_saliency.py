@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import threading
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import pytorch_grad_cam
@@ -13,17 +17,23 @@ from torch.utils.checkpoint import checkpoint
 
 from fastcam import GradCAM
 from fastcam.targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
-from fastcam.visualize import SALIENCY, DeconvNet, GuidedBackprop, GuidedGradCAM
+from fastcam.visualize import SALIENCY, DeconvNet, GuidedBackprop, GuidedGradCAM, InputXGradient, Saliency
 from fastcam.visualize.saliency import GuidedBackpropReLUModel
 
-from models import TinyNet, build, inputs, tiny
+from models import TinyNet, build, grey_resnet18, inputs, tiny
 
 GRADIENTS = [GuidedBackprop, DeconvNet]
 
 
+RULES = ["guidedbackprop", "deconvnet", "guidedgradcam"]
+pytestmark = pytest.mark.filterwarnings("ignore:integrated gradients miss")
+
+
 def methods(net):
-    """The three of them on a model, by name; Guided Grad-CAM at the layer `tail`."""
-    return {n: cls(net, "tail") if cls is GuidedGradCAM else cls(net) for n, cls in SALIENCY.items()}
+    """All on a model, by name; Guided Grad-CAM at the layer `tail`, and rows in batches that do not depend on time."""
+    options = {"smoothgrad": {"samples": 4, "batch_size": 5}, "integratedgradients": {"steps": 4, "batch_size": 5}}
+    layer = {"guidedgradcam": ["tail"]}
+    return {n: cls(net, *layer.get(n, []), **options.get(n, {})) for n, cls in SALIENCY.items()}
 
 
 def photos(count=3):
@@ -39,6 +49,175 @@ def test_a_batch_equals_its_images(name, targets):
     for n in range(3):
         alone = method.attribute(x[n : n + 1], targets[n] if isinstance(targets, list) else targets)
         torch.testing.assert_close(batch[n : n + 1], alone)
+
+
+@pytest.mark.parametrize(
+    "targets", [None, 1, [2, 0], [[1, 2, 0], [0, 3, 3]]], ids=["predicted", "one", "each", "several"]
+)
+@pytest.mark.parametrize("name", SALIENCY)
+def test_what_a_call_gives(name, targets):
+    net, x = tiny(), photos(2)
+    method = methods(net)[name]
+    result, logits = method(x, targets), net(x).detach()
+    assert torch.equal(result.data, method.attribute(x, targets))
+    classes = logits.argmax(1) if targets is None else torch.tensor(targets).expand(2, *torch.tensor(targets).shape[1:])
+    assert torch.equal(result.target, classes) and result.target.shape == result.score.shape
+    torch.testing.assert_close(result.score, logits.gather(1, classes.view(2, -1)).view(classes.shape))
+    assert result.layer == ("tail" if name == "guidedgradcam" else None)
+    assert result.settings["method"] == SALIENCY[name].__name__ and not result.data.requires_grad
+    assert method.rectifiers == result.settings.get("rectifiers", 0) == (3 if name in RULES else 0)
+    assert torch.equal(result.image, x) and torch.equal(result.outputs, logits) and torch.equal(method.outputs, logits)
+    own = method(x, lambda y: y[0])
+    assert own.target is None and own.score.shape == (2,)
+
+
+def test_saliency_is_the_gradient_in_finite_differences():
+    net, x = tiny().double(), photos(2).double()
+    gradient = Saliency(net).attribute(x, [1, 4])
+    for n, target in enumerate([1, 4]):
+        direction = torch.randn(3, 20, 24, dtype=torch.float64)
+        ahead, behind = (net((x[n] + s * 1e-7 * direction)[None])[0, target] for s in (1, -1))
+        torch.testing.assert_close((gradient[n] * direction).sum(), (ahead - behind) / 2e-7, rtol=1e-5, atol=1e-8)
+    pixel = torch.zeros_like(x)
+    pixel[:, 1, 7, 9] = 1e-6
+    with torch.no_grad():
+        step = (net(x + pixel) - net(x - pixel)).gather(1, torch.tensor([[1], [4]]))[:, 0] / 2e-6
+    torch.testing.assert_close(gradient[:, 1, 7, 9], step, rtol=1e-5, atol=1e-9)
+
+
+def test_saliency_and_input_x_gradient_are_those_of_autograd():
+    net, x = tiny(), photos()
+    needing = x.clone().requires_grad_()
+    net(needing)[torch.arange(3), [0, 3, 1]].sum().backward()
+    torch.testing.assert_close(Saliency(net).attribute(x, [0, 3, 1]), needing.grad)
+    torch.testing.assert_close(InputXGradient(net).attribute(x, [0, 3, 1]), x * needing.grad)
+
+
+def test_input_x_gradient_of_a_network_without_biases_is_complete():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 18 * 22, 4, bias=False))
+    result = InputXGradient(net)(photos(), 2)
+    torch.testing.assert_close(result.map("sum").sum((1, 2)), result.score)
+
+
+@pytest.mark.parametrize("name", SALIENCY)
+@pytest.mark.parametrize("side", [28, 224])
+def test_the_tutorials_network(name, side):
+    torch.manual_seed(0)
+    few = {"smoothgrad": {"samples": 1}, "integratedgradients": {"steps": 1}}.get(name, {})
+    result = SALIENCY[name](grey_resnet18(), **few)(torch.rand(1, 1, side, side))
+    assert result.data.shape == (1, 1, side, side) and result.map().shape == (1, side, side) and result.data.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    net, x = tiny().to(dtype), photos().to(dtype)
+    gradient = Saliency(net).attribute(x, 1)
+    assert gradient.dtype == dtype
+    expected = Saliency(net.float()).attribute(x.float(), 1)
+    assert torch.cosine_similarity(gradient.float().flatten(), expected.flatten(), 0) > 0.98
+
+
+@pytest.mark.parametrize("given", [{}, {"targets": [[0, 1], [2, 3]]}])
+def test_reductions(given):
+    result = Saliency(tiny())(photos(2), **given)
+    g = result.data.numpy()
+    expected = {
+        "max": np.abs(g).max(-3),
+        "sum": g.sum(-3),
+        "norm": np.sqrt((g**2).sum(-3)),
+        "positive": g.clip(0).sum(-3),
+        "negative": -g.clip(max=0).sum(-3),
+    }
+    for reduce, values in expected.items():
+        np.testing.assert_allclose(result.map(reduce).numpy(), values, rtol=1e-5, atol=1e-7)
+    assert torch.equal(result.map(), result.map("max"))
+    with pytest.raises(ValueError, match="reduce must be one of max, sum, norm, positive, negative, got 'mean'"):
+        result.map("mean")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_its_figure(channels, tmp_path):
+    net, x = tiny(channels=channels), torch.rand(3, channels, 20, 24)
+    result = Saliency(net)(x, 2)
+    open_figures = plt.get_fignums()
+    result.save(tmp_path / "a.png", image=[0, 2])
+    assert result._repr_png_().startswith(b"\x89PNG") and plt.get_fignums() == open_figures
+    axes = result.plot(class_names=["a", "b", "c", "d", "e"])
+    figure = axes.flat[0].figure
+    assert axes.shape == (1, 3 if channels == 1 else 4) and plt.get_fignums() != open_figures
+    title = figure.get_suptitle()
+    p, predicted = net(x[:1]).softmax(1)[0, 2].item(), net(x[:1]).argmax().item()
+    assert title.isascii() and title.startswith(f"target 2 c p={p:.2f} (predicted: ")
+    assert title.endswith("same)" if predicted == 2 else f"{predicted} {'abcde'[predicted]})")
+    picture = axes[0, 0].images[0].get_array()
+    assert picture.min() == pytest.approx(0, abs=0.3) and picture.max() <= 1
+    limit = np.percentile(np.abs(result.data[0].sum(0).numpy()), 99)
+    if channels == 3:
+        values = result.data[0].movedim(0, -1).numpy()
+        drawn = np.clip(0.5 + values / (2 * np.percentile(np.abs(values), 99)), 0, 1)
+        np.testing.assert_allclose(axes[0, 1].images[0].get_array(), drawn, atol=1e-6)
+    else:
+        assert axes[0, 1].images[0].get_clim() == pytest.approx((-limit, limit))
+    top = np.percentile(result.map()[0].numpy(), 99)
+    maps = [axes[0, -1].images[1], *([axes[0, 2].images[0]] if channels > 1 else [])]
+    for drawn in maps:
+        assert drawn.get_clim() == pytest.approx((0, top))
+        np.testing.assert_allclose(drawn.get_array(), result.map()[0].numpy())
+    bars = [ax for ax in figure.axes if ax not in axes]
+    assert len(bars) == {1: 2, 2: 3, 3: 2}[channels]
+    assert {label.get_text() for label in bars[-1].get_yticklabels()} == {"0", f"{top:.3g}"}
+    plt.close(figure)
+
+
+def test_the_figure_of_several_images_and_targets():
+    result = GuidedBackprop(tiny())(photos(3), [[0, 1], [2, 3], [4, 0]])
+    pictures = [np.full((20, 24, 3), value) for value in (0.1, 0.2, 0.3)]
+    axes = result.plot(image=[2, 0], class_names={4: "cat"}, picture=pictures)
+    labels = [row[0].get_ylabel() for row in axes]
+    starts = ["target 4 cat\np=", "target 0\np=", "target 0\np=", "target 1\np="]
+    assert all(label.startswith(start) for label, start in zip(labels, starts, strict=True))
+    assert [round(float(row[0].images[0].get_array().mean()), 3) for row in axes] == [0.3, 0.3, 0.1, 0.1]
+    assert [ax.get_title() for ax in axes[0]] == ["input", "GuidedBackprop", "max |g| over channels", "overlay"]
+    assert not any(ax.get_title() for ax in axes[1:].flat)
+    shown = result.plot(mean=0.5, std=0.25)[0, 0].images[0].get_array()
+    np.testing.assert_allclose(shown, (result.image[0] * 0.25 + 0.5).clamp(0, 1).movedim(0, -1), atol=1e-6)
+    figure, given = plt.subplots(1, 4)
+    assert GuidedBackprop(tiny())(photos(1), 0).plot(given)[0, 0] is given[0]
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": 3}, "image must be among the 2 of the batch, got 3"),
+        ({"image": []}, "image is empty"),
+        ({"picture": torch.zeros(3, 20, 24)}, "picture must be one or 2 for 2 images, got 3"),
+        ({"picture": torch.zeros(2, 3, 8, 8)}, r"picture must be of the input's size \(20, 24\), got \(8, 8\)"),
+        ({"clip": 0}, "clip must be a percentile"),
+        ({"reduce": "mean"}, "reduce must be one of"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn(options, message):
+    with pytest.raises(ValueError, match=message):
+        Saliency(tiny())(photos(2), 0).plot(**options)
+    plt.close("all")
+
+
+def test_what_is_no_image_is_not_drawn():
+    net = nn.Sequential(nn.Conv1d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(60, 3))
+    result = Saliency(net)(torch.randn(2, 1, 12), 1)
+    assert result.map().shape == (2, 12)
+    with pytest.raises(ValueError, match=r"plot draws images \(B, k, H, W\), these are \(2, 1, 12\): take .map"):
+        result.plot()
+
+
+def test_scores_in_the_title():
+    net = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    result = Saliency(net)(photos(1), 0)
+    assert result.plot()[0, 0].figure.get_suptitle() == f"target 0 score {result.score.item():.3g}"
+    own = Saliency(net)(photos(1), lambda y: y[0] * 2)
+    assert own.plot()[0, 0].figure.get_suptitle() == f"score {own.score.item():.3g}"
+    plt.close("all")
 
 
 @pytest.mark.parametrize("name", SALIENCY)

@@ -21,6 +21,7 @@ class Saliency(InputGradient):
 
     g = dy / dx, of the logit y;  map = max_c |g_c|
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     >>> result = Saliency(model)(torch.rand(2, 1, 8, 8), targets=1)
     >>> result.data.shape, result.map().shape, result.target
@@ -46,6 +47,7 @@ class GuidedBackprop(InputGradient):
 
     It shows details, but hardly depends on the class or on the weights of late layers (Adebayo et al., NeurIPS 2018).
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     >>> GuidedBackprop(model).attribute(torch.rand(2, 1, 8, 8), targets=1).shape
     torch.Size([2, 1, 8, 8])
