@@ -157,9 +157,8 @@ def compare(
             found = {name if len(answers[name]) == 1 else f"{name} {where}": m for where, m in answers[name].items()}
             unit += found
         else:
-            method = _made(method, model, layers, reshape_transform, (options or {}).get(name, {}))
-            given = input_tensor if forward_kwargs is None else inputs
-            found = {name: _as_maps(method(given, targets), reduce)}
+            made = _made(method, model, layers, reshape_transform, (options or {}).get(name, {}))
+            found = {name: _maps_by(made, input_tensor, inputs, targets, reduce)}
         for title, m in found.items():
             if m.shape != expected:
                 raise ValueError(f"the maps of {title!r} must be {tuple(expected)}, got {tuple(m.shape)}")
@@ -231,10 +230,13 @@ def _made(method: Any, model: nn.Module, layers: Any, reshape_transform: Any, op
     if not (isinstance(method, type) and issubclass(method, InputGradient)):
         if options:
             raise ValueError(f"options are for classes, {method!r} is made already")
-        return method.attribute if isinstance(method, BaseCAM) else method
+        return method
     bound = (layers, reshape_transform) if issubclass(method, GuidedGradCAM) else ()
     return method(model, *bound, **options)
 
 
-def _as_maps(given: Any, reduce: str) -> Tensor:
+def _maps_by(method: Any, input_tensor: Any, inputs: Inputs, targets: Targets, reduce: str) -> Tensor:
+    if isinstance(method, BaseCAM):
+        return method.attribute(inputs, targets)
+    given = method(inputs if isinstance(method, InputGradient) else input_tensor, targets)
     return given.map(reduce) if isinstance(given, Attribution) else torch.as_tensor(given).detach()

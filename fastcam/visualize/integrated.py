@@ -144,7 +144,8 @@ class IntegratedGradients(SampledGradient):
         if self.mean is None and self.std is None:
             return low
         per_channel = [-1 if d == channel else 1 for d in range(1, x.ndim)]
-        mean, std = (wide.new_tensor(d if v is None else v) for v, d in ((self.mean, 0.0), (self.std, 1.0)))
+        given = ((0.0 if self.mean is None else self.mean), (1.0 if self.std is None else self.std))
+        mean, std = (torch.as_tensor(v, device=wide.device, dtype=wide.dtype) for v in given)
         return (-mean / std).expand(x.shape[channel]).view(per_channel)
 
     def _settings(self) -> dict[str, Any]:
