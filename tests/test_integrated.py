@@ -53,6 +53,7 @@ def test_exact_on_polynomials_with_few_points():
         UserWarning, match="integrated gradients miss the difference of the scores by up to 12.5% with 2"
     ):
         rough = middle.attribute(x, 1)
+    assert caught[0].filename == __file__
     torch.testing.assert_close(rough, x.pow(4) * 4 * (0.25**3 + 0.75**3) / 2, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(middle.relative_gap, torch.full((3,), 0.125, dtype=torch.float64))
 

@@ -118,7 +118,7 @@ class IntegratedGradients(SampledGradient):
             warnings.warn(
                 f"integrated gradients miss the difference of the scores by up to {worst:.1%} with {self.steps} steps: "
                 "take more, or see relative_gap in the result's settings",
-                stacklevel=2,
+                stacklevel=5,
             )
 
     def _at(self, x: Tensor) -> list[Tensor]:
