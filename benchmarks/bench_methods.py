@@ -26,12 +26,13 @@ from fastcam.layers import find_layers
 from fastcam.methods import METHODS
 from fastcam.methods.perturbation import PerturbationCAM
 from fastcam.visualize import SALIENCY
+from fastcam.visualize.sampled import SampledGradient
 
 TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}  # on finished maps in [0, 1]; TF32 is off
 UNTIMED = ("randomcam", "smoothgradcam++", "sess")  # random; not in grad-cam; a hundred passes an image
 ONE_PASS = [
     *(name for name, cls in METHODS.items() if name not in UNTIMED and not issubclass(cls, PerturbationCAM)),
-    *SALIENCY,
+    *(name for name, cls in SALIENCY.items() if not issubclass(cls, SampledGradient)),
 ]
 SIGNLESS = ("eigencam", "eigengradcam")  # a principal component has no sign of its own
 
@@ -110,8 +111,8 @@ def forward(problem: Problem) -> Callable[[], Tensor]:
 def ours(problem: Problem, method: str) -> Callable[[], np.ndarray]:
     if method in METHODS:
         return partial(METHODS[method](problem.net, problem.layer), problem.x, problem.targets)
-    explain = SALIENCY[method](problem.net, *([problem.layer] if method == "guidedgradcam" else []))  # type: ignore[arg-type]
-    return lambda: explain(problem.x, problem.targets).cpu().numpy()
+    explain = SALIENCY[method](problem.net, *([problem.layer] if method == "guidedgradcam" else []))
+    return lambda: explain.attribute(problem.x, problem.targets).cpu().numpy()
 
 
 def their_gradient(problem: Problem) -> Callable[[], np.ndarray]:
@@ -158,7 +159,8 @@ def difference_up_to_sign(problem: Problem, method: str, maps: np.ndarray, refer
 def check_gradient(problem: Problem, method: str, gradient: np.ndarray, tolerance: float) -> float:
     """The largest difference from the gradient of a copy whose ReLUs were replaced by hand, over its largest value."""
     copied = problem.copied()
-    rule = DeconvolvedReLU if method == "deconvnet" else GuidedReLU
+    plain = method in ("saliency", "inputxgradient")
+    rule = nn.ReLU if plain else DeconvolvedReLU if method == "deconvnet" else GuidedReLU
     for module in list(copied.net.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
@@ -167,6 +169,8 @@ def check_gradient(problem: Problem, method: str, gradient: np.ndarray, toleranc
     logits = copied.net(x)
     picked = logits.gather(1, torch.tensor(problem.targets, device=x.device)[:, None]).sum()
     expected = torch.autograd.grad(picked, x)[0].cpu().numpy()
+    if method == "inputxgradient":
+        expected = expected * problem.x.cpu().numpy()
     if method == "guidedgradcam":
         expected = expected * ours(problem.copied(), "gradcam")()[:, None]
     difference = float(np.abs(gradient - expected).max() / np.abs(expected).max())

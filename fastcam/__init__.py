@@ -69,9 +69,13 @@ if TYPE_CHECKING:
     from fastcam.reshape_transforms import fasterrcnn_reshape_transform as fasterrcnn_reshape_transform
     from fastcam.reshape_transforms import swinT_reshape_transform as swinT_reshape_transform
     from fastcam.reshape_transforms import vit_reshape_transform as vit_reshape_transform
+    from fastcam.visualize.attribution import Attribution as Attribution
+    from fastcam.visualize.comparison import Comparison as Comparison
+    from fastcam.visualize.comparison import compare as compare
     from fastcam.visualize.dreams import Dream as Dream
     from fastcam.visualize.dreams import deep_dream as deep_dream
     from fastcam.visualize.edges import sobel_cam as sobel_cam
+    from fastcam.visualize.integrated import IntegratedGradients as IntegratedGradients
     from fastcam.visualize.inversion import Inversion as Inversion
     from fastcam.visualize.inversion import invert as invert
     from fastcam.visualize.maps import FeatureMaps as FeatureMaps
@@ -82,6 +86,9 @@ if TYPE_CHECKING:
     from fastcam.visualize.saliency import GuidedBackprop as GuidedBackprop
     from fastcam.visualize.saliency import GuidedBackpropReLUModel as GuidedBackpropReLUModel
     from fastcam.visualize.saliency import GuidedGradCAM as GuidedGradCAM
+    from fastcam.visualize.saliency import InputXGradient as InputXGradient
+    from fastcam.visualize.saliency import Saliency as Saliency
+    from fastcam.visualize.smoothgrad import SmoothGrad as SmoothGrad
     from fastcam.visualize.weights import kernel_figure as kernel_figure
     from fastcam.visualize.weights import layer_weights as layer_weights
     from fastcam.visualize.weights import plot_kernels as plot_kernels
@@ -104,9 +111,15 @@ _WHERE = {
     "fastcam.reshape_transforms": ("vit_reshape_transform", "swinT_reshape_transform", "fasterrcnn_reshape_transform"),
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
     "fastcam.visualize.patches": ("top_patches", "TopPatches"),
-    "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
     "fastcam.visualize.maps": ("FeatureMaps", "feature_maps"),
     "fastcam.visualize.weights": ("layer_weights", "plot_kernels", "kernel_figure"),
+    "fastcam.visualize.saliency": (
+        *("Saliency", "InputXGradient", "GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
+    ),
+    "fastcam.visualize.smoothgrad": ("SmoothGrad",),
+    "fastcam.visualize.integrated": ("IntegratedGradients",),
+    "fastcam.visualize.attribution": ("Attribution",),
+    "fastcam.visualize.comparison": ("compare", "Comparison"),
     "fastcam.model_targets": (
         *("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget"),
         *("ClassifierOutputReST", "BinaryClassifierOutputTarget"),

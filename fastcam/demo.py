@@ -19,6 +19,7 @@ from fastcam.methods.sess import SESS
 from fastcam.metrics import box_share, pointing_game
 from fastcam.scenes import DigitNet, Scenes, load_network, make_scenes
 from fastcam.visualize import SALIENCY, GuidedGradCAM
+from fastcam.visualize.sampled import SampledGradient
 
 SHOWN = 4
 
@@ -55,18 +56,20 @@ def _scenes_for(method: str) -> int:
     cls = METHODS.get(method)
     if cls in (SSCAM, ISCAM, SESS, SmoothFullGrad):
         return 8
-    return 32 if cls is not None and issubclass(cls, PerturbationCAM) else 256
+    if cls is not None and issubclass(cls, PerturbationCAM):
+        return 32
+    return 32 if method in SALIENCY and issubclass(SALIENCY[method], SampledGradient) else 256
 
 
 def _explainer(method: str, network: DigitNet, layer: str) -> Callable[[Tensor, Tensor], Tensor]:
     if method in METHODS:
         return METHODS[method](network, None if layer == "-" else layer).attribute
-    return GuidedGradCAM(network, layer) if method == "guidedgradcam" else SALIENCY[method](network)
+    return (GuidedGradCAM(network, layer) if method == "guidedgradcam" else SALIENCY[method](network)).attribute
 
 
 def demo_layer(method: str) -> str:
     """`stage3`, behind which methods differ; CAM and Recipro-CAM are meant for the last one before global pooling."""
-    if "fullgrad" in method or method in ("guidedbackprop", "deconvnet"):
+    if "fullgrad" in method or method in SALIENCY and method != "guidedgradcam":
         return "-"
     return "stage4" if method in ("cam", "reciprocam") else "stage3"
 

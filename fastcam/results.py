@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +68,11 @@ class Result:
 
         ax   the Axes to draw in, as many as the figure has; by default those of a new figure of pyplot's
         """
-        from fastcam.figures.canvas import axes_in
+        from fastcam.figures.canvas import axes_in, discarded
 
         axes = axes_in(self._layout(**options), ax)
-        self._draw(axes, **options)
+        with discarded(axes) if ax is None else nullcontext():
+            self._draw(axes, **options)
         return axes.item() if axes.size == 1 else axes
 
     def save(self, path: str | os.PathLike[str], *, dpi: int = _DPI, **options: Any) -> None:

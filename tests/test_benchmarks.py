@@ -256,7 +256,7 @@ def test_rank_correlation():
     assert bench_perturbation.rank_correlation(rising, -rising) == pytest.approx(-1)
 
 
-@pytest.mark.parametrize("method", ["guidedbackprop", "deconvnet", "guidedgradcam"])
+@pytest.mark.parametrize("method", ["saliency", "inputxgradient", "guidedbackprop", "deconvnet", "guidedgradcam"])
 def test_gradient_cases_check_themselves(toy, method):
     gradient = bench_methods.ours(toy.copied(), method)()
     assert bench_methods.check(toy, method, {"fastcam": gradient}, 1e-4) < 1e-4

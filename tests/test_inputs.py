@@ -129,8 +129,8 @@ def test_forward_kwargs_go_into_every_call_as_they_are(x):
     low = signed(cam, x, 1, forward_kwargs=given)
     assert len(net.calls) > 4 and all(call[3] is gain for call in net.calls)
     assert (low - signed(cam, x, 1)).abs().max() > 1e-4
-    gradient = GuidedBackprop(net)(x, 1, forward_kwargs=given)
-    torch.testing.assert_close(gradient, gain[0, 1] * GuidedBackprop(net)(x, 1))
+    gradient = GuidedBackprop(net).attribute(x, 1, forward_kwargs=given)
+    torch.testing.assert_close(gradient, gain[0, 1] * GuidedBackprop(net).attribute(x, 1))
     assert (signed(ReciproCAM(net, "body"), x, 1, forward_kwargs=given) - signed(ReciproCAM(net, "body"), x, 1)).any()
     net.calls.clear()
     signed(AblationCAM(net, "body"), x, 1, forward_kwargs=given)
@@ -146,7 +146,7 @@ def test_the_caller_keeps_his_tensors(x):
     x["image"].requires_grad_()
     for cam in (GradCAM(net, "body"), AblationCAM(net, "body"), ScoreCAM(net, "body"), GroupCAM(net, "body", groups=2)):
         assert cam(x, 1).max() > 0.9
-    assert GuidedGradCAM(net, "body")(x, 1).abs().max() > 0
+    assert GuidedGradCAM(net, "body").attribute(x, 1).abs().max() > 0
     assert all(torch.equal(x[name], t) for name, t in before.items()) and x["image"].grad is None
 
 
@@ -207,12 +207,12 @@ def test_every_method_takes_each_image_with_its_own_inputs(x, name):
 
 def test_gradients_are_those_of_the_image(x):
     net = Two()
-    gradient = GuidedBackprop(net)(x, 1)
+    gradient = GuidedBackprop(net).attribute(x, 1)
     assert gradient.shape == x["image"].shape and gradient.abs().max() > 0
-    alone = GuidedBackprop(net)({name: t[1:2] for name, t in x.items()}, 1)
+    alone = GuidedBackprop(net).attribute({name: t[1:2] for name, t in x.items()}, 1)
     torch.testing.assert_close(gradient[1:2], alone)
     guided = GuidedGradCAM(net, "body")
-    torch.testing.assert_close(guided(x, 1), gradient * GradCAM(net, "body").attribute(x, 1).unsqueeze(1))
+    torch.testing.assert_close(guided.attribute(x, 1), gradient * GradCAM(net, "body").attribute(x, 1).unsqueeze(1))
 
 
 def test_aug_smooth_augments_what_has_the_size_of_the_image(x):

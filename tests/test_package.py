@@ -33,6 +33,7 @@ PUBLIC = [
     *("layer_table", "load_image", "overlay", "preprocess_image", "run_dff_on_image", "show_cam_on_image"),
     *("Dream", "Inversion", "deep_dream", "invert"),
     *("FeatureMaps", "feature_maps", "kernel_figure", "layer_weights", "plot_kernels"),
+    *("Attribution", "Comparison", "InputXGradient", "IntegratedGradients", "Saliency", "SmoothGrad", "compare"),
     *("show_factorization_on_image", "sobel_cam", "swinT_reshape_transform", "vit_reshape_transform"),
 ]
 

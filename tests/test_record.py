@@ -132,7 +132,7 @@ def test_scripted_models(kind, x):
         with pytest.raises(RuntimeError, match="is scripted or traced, .* can't be seen in it: use the Python model"):
             method(scripted, "0.1")(x, 1)
     with pytest.raises(RuntimeError, match="is scripted or traced, its ReLUs can't be seen in it"):
-        GuidedBackprop(scripted)(x, 1)
+        GuidedBackprop(scripted).attribute(x, 1)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastcam.visualize import DeconvNet, GuidedBackprop
 from fastcam.visualize.rectifiers import Rectifiers
+from fastcam.visualize.saliency import Saliency
 
 RULES = {"guided": GuidedBackprop, "deconvolve": DeconvNet}
 
@@ -73,7 +74,7 @@ def check(rule, block, oracle_block, met):
     """The gradient by a rule equals that of the network rewritten by hand, and the plain outputs are not changed."""
     x, net = images(), net_with(block)
     method = RULES[rule](net)
-    gradient = method(x, 1)
+    gradient = method.attribute(x, 1)
     _, expected = plain_gradient(net_with(oracle_block), x)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10 * expected.abs().max().item())
     with torch.no_grad():
@@ -209,7 +210,7 @@ def test_what_surrounds_a_rectifier(structure, calls, rule):
     block, hand, in_place, count = STRUCTURES[structure]
     x, relu = images(), CALLS[calls][in_place]
     method = RULES[rule](net_with(block(relu)))
-    gradient = method(x, 1)
+    gradient = method.attribute(x, 1)
     _, expected = plain_gradient(net_with((hand or block)(by_hand(rule))), x)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
     assert method.rectifiers == 2 * count
@@ -221,7 +222,7 @@ def test_two_layers_without_autograd(rule):
     first, second = nn.Linear(7, 9, bias=False).double(), nn.Linear(9, 4, bias=False).double()
     net = nn.Sequential(nn.Flatten(), nn.ReLU(), first, nn.ReLU(), second)
     x = torch.randn(2, 1, 7, dtype=torch.float64)
-    gradient = RULES[rule](net)(x, 2)
+    gradient = RULES[rule](net).attribute(x, 2)
     W, v = first.weight.detach().numpy(), second.weight.detach().numpy()[2]
     for image, found in zip(x[:, 0].numpy(), gradient[:, 0].numpy(), strict=True):
         hidden, g = W @ image.clip(0), v.clip(0)
@@ -294,7 +295,7 @@ def test_weights_are_clamped_in_place_as_without_the_mode():
 def test_a_transformer_has_a_rectifier_in_each_block():
     layer = nn.TransformerEncoderLayer(8, 2, 16, activation="relu", batch_first=True).requires_grad_(False)
     method = GuidedBackprop(nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 2)))
-    assert method(torch.randn(2, 5, 8), 1).any() and method.rectifiers == 1
+    assert method.attribute(torch.randn(2, 5, 8), 1).any() and method.rectifiers == 1
 
 
 OUT_OF_REACH = {
@@ -318,6 +319,9 @@ def test_an_unknown_rule_is_an_error():
 
 
 NETWORKS = {  # and how many rectifiers they run
+    "alexnet": ({}, 7),
+    "vgg11": ({}, 9),
+    "squeezenet1_1": ({}, 26),
     "resnet18": ({}, 17),
     "googlenet": ({"aux_logits": False, "init_weights": False}, 57),
     "mobilenet_v2": ({}, 35),
@@ -325,15 +329,24 @@ NETWORKS = {  # and how many rectifiers they run
 }
 
 
+def tiny_headed_vgg11(num_classes):
+    """VGG-11 without the 120 million weights of its head."""
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["A"])
+    head = nn.Linear(512, 16), nn.ReLU(inplace=True), nn.Linear(16, num_classes)
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_of_torchvision(network, monkeypatch):
     keywords, count = NETWORKS[network]
-    net = getattr(torchvision.models, network)(num_classes=7, **keywords).eval()
-    x = torch.randn(1, 3, 64, 64)
+    make = tiny_headed_vgg11 if network == "vgg11" else getattr(torchvision.models, network)
+    net = make(num_classes=7, **keywords).eval()
+    x = torch.randn(2, 3, 64, 64)
     _, plain = plain_gradient(net, x)
+    assert torch.equal(Saliency(net).attribute(x, 1), plain)
     for rule, cls in RULES.items():
         method = cls(net)
-        gradient = method(x, 1)
+        gradient = method.attribute(x, 1)
         with monkeypatch.context() as patch:
             patch.setattr(F, "relu", lambda z, inplace=False, rule=rule: by_hand(rule)(z))
             rewritten = copy.deepcopy(net)

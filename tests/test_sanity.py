@@ -40,8 +40,8 @@ def maps_of(method, network, images, labels):
         options = {"batch_size": 32} if issubclass(cls, PerturbationCAM) else {}
         return cls(network, None if layer == "-" else layer, **options).attribute(images, labels)
     if method == "guidedgradcam":
-        return GuidedGradCAM(network, layer)(images, labels).abs().amax(1)
-    return SALIENCY[method](network)(images, labels).abs().amax(1)
+        return GuidedGradCAM(network, layer).attribute(images, labels).abs().amax(1)
+    return SALIENCY[method](network).attribute(images, labels).abs().amax(1)
 
 
 def test_which_methods_look_at_no_class():

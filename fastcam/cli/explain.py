@@ -35,9 +35,9 @@ from fastcam.cli.arguments import (
 
 if TYPE_CHECKING:
     from fastcam.methods import BaseCAM
-    from fastcam.visualize import DeconvNet, GuidedBackprop, GuidedGradCAM
+    from fastcam.visualize import InputGradient
 
-    Explainer = BaseCAM | GuidedBackprop | DeconvNet | GuidedGradCAM
+    Explainer = BaseCAM | InputGradient
 
 
 def add_to(commands: Any) -> None:
@@ -86,7 +86,7 @@ def _explain(options: argparse.Namespace) -> int:
         if not images:
             continue
         x = torch.stack([x for _, x, _ in images]).to(options.device, DTYPES[options.dtype])
-        maps = np.asarray(torch.as_tensor(cam(x, target, **smoothing)).float().cpu())
+        maps = np.asarray(cam(x, target, **smoothing), np.float32)
         if hasattr(cam, "target_layers"):
             layers = [default_layer(model, x)] if cam.target_layers is None else cam.target_layers
             shared["layer"] = [layer_name(model, layer) for layer in layers]
@@ -104,6 +104,7 @@ def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Exp
     from fastcam.methods import ATTENTION, METHODS
     from fastcam.methods.perturbation import PerturbationCAM
     from fastcam.visualize import SALIENCY, GuidedGradCAM
+    from fastcam.visualize.sampled import SampledGradient
 
     if (cls := {**METHODS, **ATTENTION}.get(options.method)) is not None:
         smoothing = {"aug_smooth": options.aug_smooth, "eigen_smooth": options.eigen_smooth}
@@ -115,7 +116,8 @@ def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Exp
         return made(GuidedGradCAM, options, model, options.layer), {}
     if options.layer:
         raise ValueError(f"{options.method} looks at the input: --layer does not apply")
-    return made(SALIENCY[options.method], options, model), {}
+    progress = {"progress": sys.stderr.isatty()} if issubclass(SALIENCY[options.method], SampledGradient) else {}
+    return made(SALIENCY[options.method], options, model, **progress), {}
 
 
 def made(cls: Any, options: argparse.Namespace, *arguments: Any, **keywords: Any) -> Any:

@@ -34,9 +34,8 @@ class GuidedBackpropReLUasModule(nn.Module):
 class _Anyway(GuidedBackprop):
     """The plain gradient where the model has no rectifier, which pytorch-grad-cam gives without a word."""
 
-    def _check(self, net: nn.Module, score: Tensor) -> None:
-        if not score.requires_grad:
-            raise self._cut_off()
+    def _check_rectifiers(self, net: nn.Module, score: Tensor) -> None:
+        """Any number of them is right."""
 
 
 class GuidedBackpropReLUModel:
@@ -56,5 +55,5 @@ class GuidedBackpropReLUModel:
 
     def __call__(self, input_img: Tensor, target_category: Any = None) -> np.ndarray:
         """float32 `(H, W, k)` for a batch of one image, otherwise `(B, H, W, k)`; target None: the predicted class."""
-        gradient = _Anyway(self.model)(input_img, target_category).movedim(1, -1).float().cpu().numpy()
+        gradient = _Anyway(self.model).attribute(input_img, target_category).movedim(1, -1).float().cpu().numpy()
         return gradient[0] if len(gradient) == 1 else gradient

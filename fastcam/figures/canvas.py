@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +43,18 @@ def axes_in(layout: Layout, ax: Any = None, pyplot: bool = True) -> np.ndarray:
     else:
         figure = Figure(**options)
     return figure.subplots(*shape, squeeze=False)
+
+
+@contextmanager
+def discarded(axes: np.ndarray) -> Iterator[None]:
+    """Close the figure of the axes if the block fails: pyplot keeps no half-drawn one."""
+    try:
+        yield
+    except BaseException:
+        import matplotlib.pyplot as plt
+
+        plt.close(axes.flat[0].figure)
+        raise
 
 
 def write(figure: Figure, path: Path, dpi: int) -> None:

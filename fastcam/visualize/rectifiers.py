@@ -55,8 +55,10 @@ class _Rectify(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        g = gradients[0].clamp(min=0)
-        return (g * ctx.saved_tensors[0] if ctx.guided else g), None, None, None
+        (g,) = gradients
+        if ctx.guided:  # one tensor only, as new memory takes longer than the arithmetic
+            return ctx.saved_tensors[0].to(g.dtype).mul_(g).clamp_(min=0), None, None, None
+        return g.clamp(min=0), None, None, None
 
 
 aten = torch.ops.aten
