@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import matplotlib
 
@@ -15,12 +16,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastcam import GradCAM
+from fastcam import GradCAM, feature_maps
 from fastcam.targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 from fastcam.visualize import SALIENCY, DeconvNet, GuidedBackprop, GuidedGradCAM, InputXGradient, Saliency
 from fastcam.visualize.saliency import GuidedBackpropReLUModel
 
-from models import TinyNet, build, grey_resnet18, inputs, tiny
+from models import TinyNet, build, grey_resnet18, inputs, photographs, tiny
 
 GRADIENTS = [GuidedBackprop, DeconvNet]
 
@@ -413,3 +414,14 @@ def test_a_compiled_part_runs_uncompiled(name):
     assert vars(net.stem)["_compiled_call_impl"] is hiding
     net(x)
     assert seen
+
+
+def test_an_image_divided_twice_is_noticed():
+    x = photographs(2, 24, 32) * 0.25 + 0.45
+    for look in (Saliency(tiny()), lambda x: feature_maps(tiny(), x, "tail")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            look(x)
+        with pytest.warns(UserWarning, match="nearly no contrast.*divided by 255 twice") as caught:
+            look(x / 255)
+        assert caught[0].filename == __file__

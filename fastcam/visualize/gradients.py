@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
+from fastcam.images import check_contrast
 from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import image_channel_dim
 from fastcam.record import check_not_scripted, owned, unwrap
@@ -54,9 +55,10 @@ class InputGradient:
     ) -> Attribution:
         """The attributions with what is explained, its score and a figure; `.data` is what `attribute` gives.
 
-        Arguments and errors as in `attribute`.
+        Arguments and errors as in `attribute`; images of nearly no contrast are warned of.
         """
         inputs = inputs_of(input_tensor, forward_kwargs)
+        check_contrast(inputs.image, name="input_tensor", stacklevel=3)
         found = self._explain(inputs, targets)
         single = per_image(targets) is None
         x = inputs.image

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastcam.images import check_contrast
 from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import find_layers, layer_name
 from fastcam.record import unwrap
@@ -221,6 +222,7 @@ def feature_maps(
     if not isinstance(call, int) or isinstance(call, bool) or call < 0:
         raise ValueError(f"call must be a whole number of 0 or more, got {call!r}")
     net, inputs = unwrap(model), inputs_of(x, forward_kwargs)
+    check_contrast(inputs.image, name="x", stacklevel=3)
     modules = list(dict.fromkeys(find_layers(net, layers)))
     found = LayerMaps()
     for module, data in zip(modules, captured(net, modules, inputs, which, call), strict=True):
