@@ -35,7 +35,7 @@ def axes_in(layout: Layout, ax: Any = None, pyplot: bool = True) -> np.ndarray:
         if given.size != layout.rows * layout.columns or not all(isinstance(a, Axes) for a in given.flat):
             raise ValueError(f"ax must be {_described(shape)}, got {_kinds(given)}")
         return given.reshape(shape)
-    options: dict[str, Any] = {"figsize": (layout.width, layout.height), "layout": "constrained"}
+    options: dict[str, Any] = {"figsize": (layout.width, layout.height), "layout": "compressed"}
     if pyplot:
         import matplotlib.pyplot as plt
 
