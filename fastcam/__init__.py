@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from fastcam.reshape_transforms import swinT_reshape_transform as swinT_reshape_transform
     from fastcam.reshape_transforms import vit_reshape_transform as vit_reshape_transform
     from fastcam.visualize.edges import sobel_cam as sobel_cam
+    from fastcam.visualize.maximization import maximize as maximize
+    from fastcam.visualize.objectives import Objective as Objective
     from fastcam.visualize.saliency import DeconvNet as DeconvNet
     from fastcam.visualize.saliency import GuidedBackprop as GuidedBackprop
     from fastcam.visualize.saliency import GuidedBackpropReLUModel as GuidedBackpropReLUModel
@@ -88,6 +90,8 @@ _WHERE = {
     "fastcam.methods.attention": ("LeGrad", "GradientRollout", "AttentionRollout"),
     "fastcam.reshape_transforms": ("vit_reshape_transform", "swinT_reshape_transform", "fasterrcnn_reshape_transform"),
     "fastcam.methods.ablation_layers": ("AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN"),
+    "fastcam.visualize.maximization": ("maximize",),
+    "fastcam.visualize.objectives": ("Objective",),
     "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
     "fastcam.model_targets": (
         *("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget"),

@@ -29,6 +29,7 @@ PUBLIC = [
     *("SimpleFullGrad", "SmoothFullGrad", "SmoothGradCAMpp", "SoftmaxOutputTarget", "ViTReciproCAM", "XGradCAM"),
     *("__version__", "deprocess_image", "dff", "explain", "fasterrcnn_reshape_transform", "gradient_picture"),
     *("layer_table", "load_image", "overlay", "preprocess_image", "run_dff_on_image", "show_cam_on_image"),
+    *("Objective", "maximize"),
     *("show_factorization_on_image", "sobel_cam", "swinT_reshape_transform", "vit_reshape_transform"),
 ]
 
