@@ -17,7 +17,7 @@ from fastcam.visualize.parametrization import Pixels
 from fastcam.visualize.rectifiers import Rectifiers
 from fastcam.visualize.transforms import Moves
 
-_MOMENTS = (0.9, 0.99)  # how long Adam remembers a gradient and its square
+_SQUARES = 0.99  # how long Adam remembers a gradient's square
 
 Run = Callable[[Tensor], Seen]
 Values = Callable[[Seen], Tensor]
@@ -98,7 +98,7 @@ class Ascent:
         numbers, place = self._numbers(seeds, start)
         seen = numbers.new_zeros(len(seeds), *self.frame.shape[1:])
         alive = torch.zeros(len(seeds), dtype=torch.bool, device=numbers.device)
-        adam, curve, kept = _Adam(numbers), [], []
+        adam, curve, kept = _Adam(numbers, self.parametrization.momentum), [], []
         with differentiable(self.net, self.layers, complete=self.complete) as run:
             for step in range(self.steps):
                 numbers = numbers.detach().requires_grad_()
@@ -162,13 +162,14 @@ class _Adam:
     Without the scaling its epsilon would treat an objective of small gradients otherwise than the same times 1000.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, momentum: float) -> None:
+        self._momentum = momentum
         self._first, self._second, self._steps = torch.zeros_like(like), torch.zeros_like(like), 0
 
     def __call__(self, gradient: Tensor) -> Tensor:
         size = gradient.square().flatten(1).mean(1).sqrt().view(-1, *[1] * (gradient.ndim - 1))
         g = gradient / size.clamp(min=torch.finfo(gradient.dtype).tiny)
-        a, b = _MOMENTS
+        a, b = self._momentum, _SQUARES
         self._steps += 1
         self._first.lerp_(g, 1 - a)
         self._second.lerp_(g * g, 1 - b)

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 _SHORT = 64  # fewer steps than this leave no time for more than the climb
 _STILL = 8  # of so many steps the last one, at the end of the run, sees the picture as it is returned
-_RATES = {"pixel": 0.05, "fourier": 0.1, "maco": 0.1}
-_FAR = {"pixel": 3.0, "fourier": 12.0, "maco": 12.0}  # rate times steps: how far short runs must get, too
+_FAR = 12.0  # rate times steps, at least: how far a short run gets, too
 _GREY = 4  # random pictures by which a crop is judged
 
 
@@ -138,7 +137,7 @@ def maximize(
     if crop is not None:
         goals, frame = crop.objectives, frame._replace(shape=(frame.shape[0], *crop.size))
     kind = _choice("parametrization", parametrization, "pixel" if steps < _SHORT else "fourier")
-    rate = max(_RATES[kind], _FAR[kind] / steps) if learning_rate is None else learning_rate
+    rate = max(PARAMETRIZATIONS[kind].rate, _FAR / steps) if learning_rate is None else learning_rate
     ascent = Ascent(
         net=net,
         layers=list(sites),

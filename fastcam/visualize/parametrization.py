@@ -16,8 +16,12 @@ _START = 0.01  # the spread of what a run starts from
 class Pixels:
     """Each value of the picture by itself, kept in [0, 1]; colours are not mixed.
 
-    shape   (k, H, W) of a picture
+    shape      (k, H, W) of a picture
+    rate       the learning rate of a long run
+    momentum   how long Adam remembers a gradient
     """
+
+    rate, momentum = 0.05, 0.5
 
     def __init__(self, shape: tuple[int, int, int], colours: Tensor | None = None) -> None:
         self.shape, self.colours = shape, colours
@@ -53,6 +57,8 @@ class Fourier(Pixels):
 
     colours   `(k, k)`, a root of the colours' covariance; None for none
     """
+
+    rate, momentum = 0.1, 0.9
 
     def __init__(self, shape: tuple[int, int, int], colours: Tensor | None = None, decay: float = 1.0) -> None:
         super().__init__(shape, colours)
