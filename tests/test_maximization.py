@@ -69,7 +69,7 @@ def test_the_score_is_that_of_the_image_in_the_valid_range(parametrization):
     with torch.no_grad():
         torch.testing.assert_close(made.score[0], net.body(net.stem(made.data))[0, 3].mean())
         grey = net.body(net.stem((torch.full((1, 3, 24, 24), 0.5) - mean) / std))[0, 3].mean()
-    assert made.score[0] > grey + 0.1 and made.curve.shape == (1, 70)
+    assert made.score[0] > grey + 0.05 and made.curve.shape == (1, 70)
     assert made.transparency.shape == (1, 24, 24) and made.transparency.amax().item() == pytest.approx(1)
     assert made.layer == "body" and made.settings["parametrization"] == parametrization
 
@@ -181,7 +181,7 @@ def test_neurons_get_a_canvas_of_what_they_see():
         with differentiable(net, [net.layer1[0].conv1]) as run, torch.no_grad():
             value = run(whole).activations[net.layer1[0].conv1][0, channel, place[0], place[1]]
         assert value.item() == pytest.approx(made.score[n].item(), rel=1e-4)
-    assert maximize(net, goals[0], size=64, steps=1, canvas="full").shape[2:] == (64, 64)
+    assert maximize(net, "layer1.0.conv1:3@center", size=64, steps=1, canvas="full").shape[2:] == (64, 64)
     assert maximize(net, "layer4.1.conv1:0@center", size=64, steps=1).shape[2:] == (64, 64), "it sees everything"
 
 

@@ -116,7 +116,7 @@ def test_what_is_read_is_the_layers_own_output():
         (nn.ReLU(), None, "which channels of the ReLU"),
         ("body:x", None, "objective 'body:x' is not understood: expected"),
         ("body:1", [2], "channels= goes with a layer"),
-        ("b*:1", None, "of one layer, 'b\\*' means|no layer"),
+        ("stem.*:1", None, "of one layer, 'stem.\\*' means 3: stem.0, stem.1"),
         ([], None, "no objective"),
         (Objective.direction("body", torch.ones(3)), None, "a direction in body has 12 numbers, got shape \\(3,\\)"),
         (Objective.diversity("body"), None, "pass variants=2 or more"),

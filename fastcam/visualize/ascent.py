@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -71,7 +70,7 @@ class Ascent:
     """How a batch of images climbs.
 
     moves     what is done to a picture before the model sees it, in the first `moved` steps
-    redirect  in how many steps at the start gradients get past rectifiers that are dead for a whole image
+    redirect  in how many steps at the start an image without a gradient gets one past its dead rectifiers
     history   after which steps, 1 and up, images are kept
     """
 
@@ -136,19 +135,28 @@ class Ascent:
         self, run: Run, values: Values, picture: Tensor, matrices: Tensor | None, step: int
     ) -> tuple[Tensor, Tensor]:
         """Each image's objective and its gradient with respect to the picture."""
-        x = picture.requires_grad_()
-        moved = x
-        if self.moves is not None and step < self.moved:
-            moved = self.moves(x, matrices) if isinstance(self.moves, Moves) else self.moves(x)  # type: ignore[arg-type]
-        with Rectifiers("redirect") if step < self.redirect else nullcontext():
+        moving = self.moves is not None and step < self.moved
+
+        def climb() -> tuple[Tensor, Tensor]:
+            x = moved = picture.detach().requires_grad_()
+            if moving:
+                moved = self.moves(x, matrices) if isinstance(self.moves, Moves) else self.moves(x)  # type: ignore
             score = values(run(self.frame.inputs(moved)))
-        gradient = torch.autograd.grad(score.sum(), x, allow_unused=True)[0] if score.requires_grad else None
-        if gradient is None:
-            raise RuntimeError(
-                f"the objective has no gradient back to the input of {type(self.net).__name__}: its forward detaches "
-                "it or switches gradients off, or the objective does not depend on the model"
-            )
-        return score.detach(), gradient
+            gradient = torch.autograd.grad(score.sum(), x, allow_unused=True)[0] if score.requires_grad else None
+            if gradient is None:
+                raise RuntimeError(
+                    f"the objective has no gradient back to the input of {type(self.net).__name__}: its forward "
+                    "detaches it or switches gradients off, or the objective does not depend on the model"
+                )
+            return score.detach(), gradient
+
+        score, gradient = climb()
+        if step < self.redirect:
+            dead = ~(gradient != 0).flatten(1).any(1)
+            if bool(dead.any()):
+                with Rectifiers("redirect"):
+                    gradient = torch.where(dead.view(-1, 1, 1, 1), climb()[1], gradient)
+        return score, gradient
 
     def _inputs(self, numbers: Tensor) -> Tensor:
         """As the model takes them, not a rounding outside the valid range."""

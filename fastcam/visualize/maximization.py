@@ -115,7 +115,7 @@ def maximize(
                      less: smaller than `size`, `settings["origins"]` says where they lie. "full": never
     learning_rate    Adam's at the start, falling to 0 as a cosine; for pixels in parts of the range. By default larger
                      in short runs
-    redirect         steps at the start in which a gradient passes the ReLUs that are dead all over an image
+    redirect         steps at the start in which an image without a gradient gets one past ReLUs that are dead all over
     seed             of each objective's first variant; the next has the next seed. An image depends on its seed, its
                      objective and the settings, not on what else is made: objectives have the same start and moves
     batch_size       images at once; "auto" halves when memory is short

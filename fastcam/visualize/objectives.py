@@ -148,7 +148,7 @@ class Objective:
         for weight, term in self.terms:
             size = "" if abs(weight) == 1 else f"{abs(weight):g} "
             words += ["-" if weight < 0 else "+"] if words or weight < 0 else []
-            words.append(size + term.text("logit" if term.kind == "logit" else named(term.layer)))
+            words.append(size + term.text("logit" if term.layer is None else named(term.layer)))
         return " ".join(words)
 
 
@@ -352,4 +352,4 @@ def _diversity(a: Tensor, variants: int) -> Tensor:
     a = a.clamp(min=0).flatten(2).unflatten(0, (-1, variants))  # (groups, V, C, positions)
     gram = torch.nn.functional.normalize((a @ a.mT).flatten(2), dim=2)
     alike = (gram @ gram.mT).sum(2) - gram.square().sum(2)
-    return -alike / (variants - 1)
+    return -alike.flatten() / (variants - 1)
