@@ -39,6 +39,13 @@ def test_a_batch_equals_its_images_one_at_a_time(parametrization):
     torch.testing.assert_close(chunks.data, together.data, rtol=1e-9, atol=1e-9)
 
 
+def test_the_bar_is_on_stderr(capsys):
+    maximize(tiny(), "body:1", size=20, steps=2)
+    assert capsys.readouterr().err == ""
+    maximize(tiny(), ["body:1", "body:2"], size=20, steps=2, progress=True)
+    assert "maximize" in capsys.readouterr().err
+
+
 def test_variants_have_seeds_of_their_own():
     net = tiny().double()
     made = maximize(net, ["body:3", "body:4"], variants=3, size=20, steps=4, transforms=True, seed=5)
@@ -207,7 +214,7 @@ def test_history_start_and_callables():
 
     options = {"size": (20, 24), "start": start, "transforms": flipped, "learning_rate": 1e-6}
     made = maximize(net, ["body:1", "body:2"], steps=16, history=[1, 16], **options)
-    assert made.history.shape == (2, 2, 3, 20, 24) and seen == [2] * 14, "the last eighth is not moved"
+    assert made.history.shape == (2, 2, 3, 20, 24) and seen == [2] * 16
     torch.testing.assert_close(made.history[:, 1], made.data)
     torch.testing.assert_close(made.history[0, 0], start[0], atol=1e-4, rtol=0)
     strong = maximize(net, "body:1", size=20, steps=3, transforms=Moves(jitter=0.3))
@@ -282,7 +289,7 @@ def test_the_figure():
 
 
 def test_digits_that_a_trained_network_sees():
-    """256 steps in parts: the picture for a digit is that digit to the network, though it was made under moves."""
+    """The picture for a digit is that digit to the network, though it was made under moves."""
     net = load_network()
     made = maximize(net, "logit:0-9", size=64, steps=64)
     with torch.no_grad():

@@ -8,9 +8,10 @@ from torch import nn
 
 from fastcam import ClassifierOutputTarget, Objective, maximize
 from fastcam.visualize.ascent import frame_of
+from fastcam.visualize.evaluation import evaluator
 from fastcam.visualize.forward import differentiable
 from fastcam.visualize.maximization import _bound, _look
-from fastcam.visualize.objectives import evaluator, listed
+from fastcam.visualize.objectives import listed
 
 from models import small_vit, tiny
 

@@ -69,7 +69,7 @@ def _per_channel(name: str, given: Any, otherwise: float, channels: int) -> Tens
 class Ascent:
     """How a batch of images climbs.
 
-    moves     what is done to a picture before the model sees it, in the first `moved` steps
+    moves     what is done to a picture before the model sees it
     redirect  in how many steps at the start an image without a gradient gets one past its dead rectifiers
     history   after which steps, 1 and up, images are kept
     """
@@ -80,7 +80,6 @@ class Ascent:
     frame: Frame
     parametrization: Pixels
     moves: Moves | Callable[[Tensor], Tensor] | None
-    moved: int
     steps: int
     rate: float
     redirect: int
@@ -135,11 +134,10 @@ class Ascent:
         self, run: Run, values: Values, picture: Tensor, matrices: Tensor | None, step: int
     ) -> tuple[Tensor, Tensor]:
         """Each image's objective and its gradient with respect to the picture."""
-        moving = self.moves is not None and step < self.moved
 
         def climb() -> tuple[Tensor, Tensor]:
             x = moved = picture.detach().requires_grad_()
-            if moving:
+            if self.moves is not None:
                 moved = self.moves(x, matrices) if isinstance(self.moves, Moves) else self.moves(x)  # type: ignore
             score = values(run(self.frame.inputs(moved)))
             gradient = torch.autograd.grad(score.sum(), x, allow_unused=True)[0] if score.requires_grad else None

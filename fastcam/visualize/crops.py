@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastcam.visualize.evaluation import Site
 from fastcam.visualize.forward import differentiable
-from fastcam.visualize.objectives import Objective, Site
+from fastcam.visualize.objectives import Objective
 
 _MARGIN = 0.1  # of what the neurons see, on each side: room for moves of the picture
 _LOOKS = 4  # random images: what a maximum passes over in one it may take in another

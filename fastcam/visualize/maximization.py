@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from fastcam.results import Images
 from fastcam.targets import find_logits
 from fastcam.visualize.ascent import Ascent, Frame, frame_of, joined
 from fastcam.visualize.crops import Crop, crop_for
+from fastcam.visualize.evaluation import Site, bound, evaluator, resolved
 from fastcam.visualize.forward import differentiable
-from fastcam.visualize.objectives import Objective, Site, bound, evaluator, listed, resolved
+from fastcam.visualize.objectives import Objective, listed
 from fastcam.visualize.parametrization import PARAMETRIZATIONS, Maco, Pixels, colour_root
 from fastcam.visualize.transforms import Moves
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from fastcam.figures.canvas import Layout
 
 _SHORT = 64  # fewer steps than this leave no time for more than the climb
-_STILL = 8  # of so many steps the last one, at the end of the run, sees the picture as it is returned
 _FAR = 12.0  # rate times steps, at least: how far a short run gets, too
 _GREY = 4  # random pictures by which a crop is judged
 
@@ -106,20 +107,22 @@ def maximize(
     parametrization  "fourier", "pixel", "maco"; "auto" is "pixel" for fewer than 64 steps, too few for more than a
                      steep climb, and otherwise "fourier"
     transforms       random moves of the pictures: True for jitter, scale and rotation, a `Moves` of other sizes, a
-                     callable on pictures `(n, k, H, W)`, None; "auto" is True from 64 steps on. The last eighth of
-                     the steps sees the picture itself
+                     callable on pictures `(n, k, H, W)`, None; "auto" is True from 64 steps on
     decorrelate      mix colours as they go together in photographs, or in `images`; not for pixels, nor for one channel
     images           your own model inputs `(M, k, H, W)`: the colours' covariance is theirs, and MACO's spectrum
     start            model inputs `(N, k, H, W)`, or one for all, to begin with instead of grey noise
     canvas           "auto": where every objective is a neuron, images hold only what it sees and some room, if that is
-                     less: smaller than `size`, `settings["origins"]` says where they lie. "full": never
+                     less than `size`; `settings["origins"]` says where they lie. All have the size that the widest
+                     needs. "full": never, nor with `start`
     learning_rate    Adam's at the start, falling to 0 as a cosine; for pixels in parts of the range. By default larger
                      in short runs
     redirect         steps at the start in which an image without a gradient gets one past ReLUs that are dead all over
     seed             of each objective's first variant; the next has the next seed. An image depends on its seed, its
-                     objective and the settings, not on what else is made: objectives have the same start and moves
+                     objective, its size and the settings, not on what else is made: all objectives have the same start
+                     and moves. Sums with a diversity depend on the other variants
     batch_size       images at once; "auto" halves when memory is short
     history          steps, 1 to `steps`, after which images are kept
+    progress         show a bar on stderr
 
     Gives a `Maximized`: `data (N, k, H, W)` in the valid range on the model's device, the images after the last step,
     not the best on the way; `score (N,)`.
@@ -131,9 +134,7 @@ def maximize(
     sites, classes, goals = _bound(net, frame, objective, channels)
     texts = [o.text(lambda layer: sites[layer].name) for o in goals]
     _check_variants(goals, check_count("variants", variants))
-    if canvas not in ("auto", "full"):
-        raise ValueError(f'canvas must be "auto" or "full", got {canvas!r}')
-    crop = _crop(net, goals, sites, frame) if canvas == "auto" and start is None else None
+    crop = _crop(canvas, net, goals, sites, frame) if start is None else None
     if crop is not None:
         goals, frame = crop.objectives, frame._replace(shape=(frame.shape[0], *crop.size))
     kind = _choice("parametrization", parametrization, "pixel" if steps < _SHORT else "fourier")
@@ -145,7 +146,6 @@ def maximize(
         frame=frame,
         parametrization=_parametrization(kind, frame, decorrelate, images),
         moves=_moves(transforms, steps),
-        moved=steps - steps // _STILL,
         steps=steps,
         rate=rate,
         redirect=redirect,
@@ -155,22 +155,17 @@ def maximize(
     texts = [text for text in texts for _ in range(variants)]
     first = None if start is None else _started(start, frame, len(goals))
     found = _climbed(ascent, goals, texts, sites, variants, seed, first, batch_size, progress)
-    settings: dict[str, Any] = {"size": size, "steps": steps, "parametrization": kind, "learning_rate": rate}
-    settings |= {"transforms": ascent.moves, "seed": seed, "variants": variants, "redirect": redirect}
-    settings |= {"canvas": frame.shape[1:], "origins": None if crop is None else crop.origins}
+    about = {"size": size, "steps": steps, "parametrization": kind, "learning_rate": rate, "transforms": ascent.moves}
+    about |= {"seed": seed, "variants": variants, "redirect": redirect, "canvas": frame.shape[1:]}
     names = [site.name for site in sites.values()]
     return Maximized(
-        found["data"],
         target=texts,
-        score=found["score"],
-        layer=names[0] if len(names) == 1 else names or None,
-        settings=settings,
         titles=texts,
+        layer=names[0] if len(names) == 1 else names or None,
+        settings={**about, "origins": None if crop is None else crop.origins},
         mean=mean,
         std=std,
-        transparency=found["transparency"],
-        curve=found["curve"],
-        history=found.get("history"),
+        **found,
     )
 
 
@@ -217,7 +212,13 @@ def _check_variants(goals: Sequence[Objective], variants: int) -> None:
         raise ValueError("diversity compares the variants of an objective: pass variants=2 or more")
 
 
-def _crop(net: nn.Module, goals: list[Objective], sites: dict[nn.Module, Site], frame: Frame) -> Crop | None:
+def _crop(
+    canvas: str, net: nn.Module, goals: list[Objective], sites: dict[nn.Module, Site], frame: Frame
+) -> Crop | None:
+    if canvas not in ("auto", "full"):
+        raise ValueError(f'canvas must be "auto" or "full", got {canvas!r}')
+    if canvas == "full":
+        return None
     noise = torch.rand(_GREY, *frame.shape, generator=torch.Generator().manual_seed(0))
     return crop_for(net, goals, sites, frame.inputs(noise.to(frame.low)))
 
@@ -266,8 +267,10 @@ def _climbed(
     start: Tensor | None,
     batch_size: int | str,
     progress: bool,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """All images, in batches that keep the variants of an objective together where they are compared."""
+    from tqdm import tqdm
+
     together = variants if any(term.kind == "diversity" for o in goals for _, term in o.terms) else 1
     device = ascent.frame.low.device
     parts = []
@@ -279,13 +282,16 @@ def _climbed(
         parts.append(ascent(values, seeds, None if start is None else start[rows]))
         return parts[-1]["data"]
 
-    in_batches(len(goals) // together, run, BatchSize(batch_size, device, steady=True), progress, "maximize")
+    with tqdm(total=len(goals) * ascent.steps, desc="maximize", disable=not progress, leave=False) as bar:
+        ascent = replace(ascent, tick=bar.update)
+        in_batches(len(goals) // together, run, BatchSize(batch_size, device, steady=True))
     found = joined(parts)
-    if still := [text for text, moved in zip(texts, found["moved"].tolist(), strict=True) if not moved]:
+    if still := [text for text, moved in zip(texts, found.pop("moved").tolist(), strict=True) if not moved]:
         warnings.warn(
             f"no step had a gradient for {', '.join(dict.fromkeys(still))}: nothing that was tried moves it; another "
             "seed or start may",
             stacklevel=3,
         )
     most = found["transparency"].amax((1, 2), keepdim=True)
-    return {**found, "transparency": found["transparency"] / most.clamp(min=torch.finfo(most.dtype).tiny)}
+    transparency = found["transparency"] / most.clamp(min=torch.finfo(most.dtype).tiny)
+    return {"history": None, **found, "transparency": transparency}

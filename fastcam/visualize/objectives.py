@@ -1,18 +1,14 @@
-"""What an image is to excite: channels, neurons, classes, directions, and sums of them, for many images at once."""
+"""What an image is to excite: channels, neurons, classes, directions, and sums of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from fastcam.layers import find_layers, layer_name
-from fastcam.targets import logits_of, scores
-from fastcam.visualize.forward import Seen
 
 _GRAMMAR = re.compile(r"(?P<layer>.+):(?P<channels>\*|\d+(-\d+)?)(@(?P<at>center|\d+(,\d+)*))?")
 _EXPECTED = (
@@ -105,24 +101,24 @@ class Objective:
 
     @classmethod
     def _of(cls, *terms: Term, weight: float = 1.0) -> Objective:
-        return _objective((weight, t) for t in terms)
+        return objective_of((weight, t) for t in terms)
 
     def __add__(self, other: Objective | str) -> Objective:
-        return _objective((*self.terms, *_as_objective(other).terms))
+        return objective_of((*self.terms, *_asobjective_of(other).terms))
 
     def __sub__(self, other: Objective | str) -> Objective:
-        return self + -1 * _as_objective(other)
+        return self + -1 * _asobjective_of(other)
 
     def __radd__(self, other: Objective | str | int) -> Objective:
-        return self if isinstance(other, int) and other == 0 else _as_objective(other) + self  # sum() begins with 0
+        return self if isinstance(other, int) and other == 0 else _asobjective_of(other) + self  # sum() begins with 0
 
     def __rsub__(self, other: Objective | str) -> Objective:
-        return _as_objective(other) - self
+        return _asobjective_of(other) - self
 
     def __mul__(self, factor: float) -> Objective:
         if not isinstance(factor, int | float):
             return NotImplemented
-        return _objective((factor * weight, term) for weight, term in self.terms)
+        return objective_of((factor * weight, term) for weight, term in self.terms)
 
     __rmul__ = __mul__
 
@@ -140,7 +136,7 @@ class Objective:
 
     def at(self, place: tuple[int, ...]) -> Objective:
         """The same with every neuron at another place."""
-        return _objective((weight, replace(term, at=place)) for weight, term in self.terms)
+        return objective_of((weight, replace(term, at=place)) for weight, term in self.terms)
 
     def text(self, named: Callable[[Any], str]) -> str:
         """As it is written, with a name for each layer."""
@@ -152,13 +148,13 @@ class Objective:
         return " ".join(words)
 
 
-def _objective(terms: Any) -> Objective:
+def objective_of(terms: Any) -> Objective:
     made = object.__new__(Objective)
     made.terms = tuple(terms)
     return made
 
 
-def _as_objective(given: Any) -> Objective:
+def _asobjective_of(given: Any) -> Objective:
     if isinstance(given, str):
         return Objective(given)
     if not isinstance(given, Objective):
@@ -213,143 +209,3 @@ def listed(given: Any, channels: Any, width: Callable[[str], int]) -> list[Objec
     raise TypeError(
         f"objective must be a text, an Objective, a callable, or a list of them, got {type(given).__name__}"
     )
-
-
-class Site(NamedTuple):
-    """A layer as an objective meets it: its module and name, the shape `(C, *S)` of an image, channels brought first.
-
-    last   whether the model has the channels last
-    """
-
-    module: nn.Module
-    name: str
-    shape: tuple[int, ...]
-    last: bool
-
-    def read(self, activation: Tensor) -> Tensor:
-        """`(n, C, *S)`."""
-        return activation.movedim(-1, 1) if self.last else activation
-
-
-def resolved(net: nn.Module, layer: str | nn.Module | None) -> nn.Module:
-    """The one module meant."""
-    found = find_layers(net, layer)
-    if len(found) != 1:
-        names = ", ".join(layer_name(net, m) for m in found[:5])
-        raise ValueError(f"an objective is of one layer, {layer!r} means {len(found)}: {names} ...")
-    return found[0]
-
-
-def bound(objective: Objective, net: nn.Module, sites: dict[nn.Module, Site], classes: int | None) -> Objective:
-    """The objective with modules for layers, checked against what the model has."""
-    terms = []
-    for weight, term in objective.terms:
-        if term.layer is None:
-            _check_class(term, classes)
-        else:
-            term = replace(term, layer=resolved(net, term.layer))
-            _check(term, sites[term.layer])  # type: ignore[index]
-        if term.kind == "neuron" and term.at is None:
-            term = replace(term, at=tuple(n // 2 for n in sites[term.layer].shape[1:]))  # type: ignore[index]
-        terms.append((weight, term))
-    return _objective(terms)
-
-
-def _check_class(term: Term, classes: int | None) -> None:
-    if term.kind == "logit" and not 0 <= term.given < (classes or 0):
-        raise ValueError(f"there is no class {term.given}: the model has {classes} classes, 0 to {(classes or 0) - 1}")
-
-
-def _check(term: Term, site: Site) -> None:
-    C, *places = site.shape
-    if term.kind in ("channel", "neuron") and not 0 <= term.given < C:
-        raise ValueError(f"there is no channel {term.given} in {site.name}: it has {C} channels, 0 to {C - 1}")
-    if term.kind == "direction" and tuple(term.given.shape) != (C,):
-        raise ValueError(f"a direction in {site.name} has {C} numbers, got shape {tuple(term.given.shape)}")
-    if term.kind == "neuron" and not places:
-        raise ValueError(f'{site.name} gives no map but {C} numbers: write "{site.name}:{term.given}"')
-    if term.kind == "neuron" and term.at is not None and not _is_place(term.at, places):
-        size = " x ".join(map(str, places))
-        raise ValueError(f"there is no neuron at {term.at} in {site.name}: its map is {size}")
-
-
-def _is_place(at: tuple[int, ...], places: Sequence[int]) -> bool:
-    return len(at) == len(places) and all(0 <= a < n for a, n in zip(at, places, strict=True))
-
-
-Part = Callable[[Seen], Tensor]
-
-
-def evaluator(
-    objectives: Sequence[Objective], sites: dict[nn.Module, Site], variants: int, device: torch.device
-) -> Callable[[Seen], Tensor]:
-    """The value `(n,)` of each image's own objective, as a function of a run of n images."""
-    alike: dict[Any, list[tuple[int, float, Term]]] = {}
-    for row, objective in enumerate(objectives):
-        for weight, term in objective.terms:
-            own = row if term.kind == "output" else id(term.given) if term.kind == "custom" else None
-            alike.setdefault((term.kind, term.layer, own), []).append((row, weight, term))
-    parts = []
-    for (_, layer, _), found in alike.items():
-        rows = torch.tensor([row for row, _, _ in found], device=device)
-        weights = torch.tensor([weight for _, weight, _ in found], device=device)
-        whole = len(found) == len(objectives) and [row for row, _, _ in found] == list(range(len(objectives)))
-        part = _part([t for _, _, t in found], rows, whole, sites.get(layer), variants)
-        parts.append((part, rows, weights))
-
-    def values(seen: Seen) -> Tensor:
-        total: Any = None
-        for part, rows, weights in parts:
-            found = part(seen)
-            total = found.new_zeros(len(objectives)) if total is None else total
-            total = total.index_add(0, rows, found.to(total) * weights.to(total))
-        return total
-
-    return values
-
-
-def _part(terms: list[Term], rows: Tensor, whole: bool, site: Site | None, variants: int) -> Part:
-    """The values `(m,)` of m terms alike, each of the image in its row."""
-    kind, given = terms[0].kind, [t.given for t in terms]
-    if site is None:
-        if kind == "logit":
-            indices = torch.tensor(given, device=rows.device)
-            return lambda seen: logits_of(seen.output)[rows, indices]
-        row = int(rows[0])
-        return lambda seen: _output_value(seen.output, given[0], row)
-
-    def read(seen: Seen) -> Tensor:
-        return site.read(seen.activations[site.module])
-
-    def images(seen: Seen) -> Tensor:
-        return read(seen) if whole else read(seen)[rows]
-
-    if kind in ("channel", "neuron"):
-        channels = torch.tensor(given, device=rows.device)
-        if kind == "channel":
-            return lambda seen: _mean(read(seen)[rows, channels], 1)
-        places = torch.tensor([t.at for t in terms], device=rows.device).unbind(1)
-        return lambda seen: read(seen)[(rows, channels, *places)]
-    if kind == "direction":
-        unit = torch.stack([v / v.norm().clamp(min=1e-30) for v in given]).to(rows.device)
-        return lambda seen: (_mean(images(seen), 2) * unit.to(read(seen))).sum(1)
-    if kind == "diversity":
-        return lambda seen: _diversity(images(seen), variants)
-    return lambda seen: given[0](images(seen)).reshape(-1)
-
-
-def _mean(a: Tensor, first: int) -> Tensor:
-    """The mean over the dimensions from `first` on, of which there may be none."""
-    return a.flatten(first).mean(first) if a.ndim > first else a
-
-
-def _output_value(output: Any, target: Any, row: int) -> Tensor:
-    own = output[row : row + 1] if isinstance(output, Tensor | list) else logits_of(output)[row : row + 1]
-    return scores(own, [target], 1)
-
-
-def _diversity(a: Tensor, variants: int) -> Tensor:
-    a = a.clamp(min=0).flatten(2).unflatten(0, (-1, variants))  # (groups, V, C, positions)
-    gram = torch.nn.functional.normalize((a @ a.mT).flatten(2), dim=2)
-    alike = (gram @ gram.mT).sum(2) - gram.square().sum(2)
-    return -alike.flatten() / (variants - 1)
