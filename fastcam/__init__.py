@@ -80,6 +80,8 @@ if TYPE_CHECKING:
     from fastcam.visualize.inversion import invert as invert
     from fastcam.visualize.maps import FeatureMaps as FeatureMaps
     from fastcam.visualize.maps import feature_maps as feature_maps
+    from fastcam.visualize.maximization import maximize as maximize
+    from fastcam.visualize.objectives import Objective as Objective
     from fastcam.visualize.patches import TopPatches as TopPatches
     from fastcam.visualize.patches import top_patches as top_patches
     from fastcam.visualize.saliency import DeconvNet as DeconvNet
@@ -120,6 +122,9 @@ _WHERE = {
     "fastcam.visualize.integrated": ("IntegratedGradients",),
     "fastcam.visualize.attribution": ("Attribution",),
     "fastcam.visualize.comparison": ("compare", "Comparison"),
+    "fastcam.visualize.maximization": ("maximize",),
+    "fastcam.visualize.objectives": ("Objective",),
+    "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
     "fastcam.model_targets": (
         *("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget"),
         *("ClassifierOutputReST", "BinaryClassifierOutputTarget"),

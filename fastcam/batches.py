@@ -32,14 +32,15 @@ class BatchSize:
     """How many rows to run at once: a given number, or "auto", which grows while it gets faster and memory suffices.
 
     Each size is tried twice, the better time counts. What was found is kept for the next queue.
+    steady   "auto" stays at its first size, so that no time decides on how numbers are rounded
     """
 
-    def __init__(self, given: int | str, device: torch.device) -> None:
+    def __init__(self, given: int | str, device: torch.device, steady: bool = False) -> None:
         self.automatic = given == "auto"
         self.current = _FIRST.get(device.type, 32) if self.automatic else check_batch_size(given)
         self._largest = _LARGEST.get(device.type, 1024)
         self._device = device
-        self._growing = self.automatic
+        self._growing = self.automatic and not steady
         self._times: list[float] = []
         self._best = (0.0, self.current)  # rows a second, size
 

@@ -314,7 +314,7 @@ def test_a_rectifier_out_of_reach_is_an_error(kind, rule):
 
 
 def test_an_unknown_rule_is_an_error():
-    with pytest.raises(ValueError, match='rule must be "guided" or "deconvolve", got \'plain\''):
+    with pytest.raises(ValueError, match='rule must be "guided", "deconvolve" or "redirect", got \'plain\''):
         Rectifiers("plain")
 
 

@@ -17,6 +17,8 @@ class Rectifiers(TorchFunctionMode):
 
     guided       max(g, 0) [0 < x < high]    guided backpropagation (Springenberg et al. 2014, arXiv:1412.6806)
     deconvolve   max(g, 0)                   deconvnet (Zeiler and Fergus, ECCV 2014, arXiv:1311.2901)
+    redirect     g [0 < x < high], but for an image in which that is 0 everywhere: g without what pushes x further out.
+                 A start at which every rectifier is dead gets away (Olah et al. 2017, for ascending a score)
 
     `met` counts the rectifiers that were met: ReLU and ReLU6 as modules, functions and methods, in place or not,
     hardtanh and clamp from 0 on, threshold at 0, a leaky ReLU of slope 0, the maximum with 0. `missed` names what else
@@ -25,9 +27,9 @@ class Rectifiers(TorchFunctionMode):
 
     def __init__(self, rule: str) -> None:
         super().__init__()
-        if rule not in ("guided", "deconvolve"):
-            raise ValueError(f'rule must be "guided" or "deconvolve", got {rule!r}')
-        self._guided = rule == "guided"
+        if rule not in ("guided", "deconvolve", "redirect"):
+            raise ValueError(f'rule must be "guided", "deconvolve" or "redirect", got {rule!r}')
+        self._rule = rule
         self.met = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -39,15 +41,16 @@ class Rectifiers(TorchFunctionMode):
             return func(*args, **kwargs)
         self.met += 1
         x, high, in_place = found
-        return _Rectify.apply(x, high, in_place, self._guided)
+        return _Rectify.apply(x, high, in_place, self._rule)
 
 
 class _Rectify(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, high: float | None, in_place: bool, guided: bool) -> Tensor:
-        ctx.guided = guided
-        if guided:
-            ctx.save_for_backward(x > 0 if high is None else (x > 0) & (x < high))
+    def forward(ctx: Any, x: Tensor, high: float | None, in_place: bool, rule: str) -> Tensor:
+        ctx.rule = rule
+        if rule != "deconvolve":
+            inside = x > 0 if high is None else (x > 0) & (x < high)
+            ctx.save_for_backward(inside, *((x > 0,) if rule == "redirect" and high is not None else ()))
         if in_place:  # models ignore what relu_ returns
             ctx.mark_dirty(x)
             return x.clamp_(0, high)
@@ -59,6 +62,18 @@ class _Rectify(torch.autograd.Function):
         if ctx.guided:  # one tensor only, as new memory takes longer than the arithmetic
             return ctx.saved_tensors[0].to(g.dtype).mul_(g).clamp_(min=0), None, None, None
         return g.clamp(min=0), None, None, None
+        g = gradients[0]
+        if ctx.rule == "redirect":
+            return _redirected(g, *ctx.saved_tensors), None, None, None
+        g = g.clamp(min=0)
+        return (g * ctx.saved_tensors[0] if ctx.rule == "guided" else g), None, None, None
+
+
+def _redirected(g: Tensor, inside: Tensor, above: Tensor | None = None) -> Tensor:
+    own = g * inside
+    alive = (own != 0).flatten(1).any(1).view(-1, *[1] * (g.ndim - 1)) if g.ndim > 1 else own != 0
+    inwards = g.clamp(min=0) if above is None else torch.where(above, g.clamp(max=0), g.clamp(min=0))
+    return torch.where(alive | inside, own, inwards)
 
 
 aten = torch.ops.aten

@@ -1,0 +1,188 @@
+"""Gradient ascent on pictures: each image of a batch climbs its own objective as if it were alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastcam.record import first_convolution
+from fastcam.visualize.forward import Seen, differentiable
+from fastcam.visualize.parametrization import Pixels
+from fastcam.visualize.rectifiers import Rectifiers
+from fastcam.visualize.transforms import Moves
+
+_SQUARES = 0.99  # how long Adam remembers a gradient's square
+
+Run = Callable[[Tensor], Seen]
+Values = Callable[[Seen], Tensor]
+
+
+class Frame(NamedTuple):
+    """What a model's images are: their shape `(k, H, W)`, and the inputs `(k, 1, 1)` that black and white become.
+
+    low and high are on the model's device, in the precision of the pictures; `dtype` is the model's own.
+    """
+
+    shape: tuple[int, int, int]
+    low: Tensor
+    high: Tensor
+    dtype: torch.dtype
+
+    def inputs(self, pictures: Tensor) -> Tensor:
+        """Pictures in [0, 1] as the model takes them."""
+        return (self.low + (self.high - self.low) * pictures).to(self.dtype)
+
+    def pictures(self, inputs: Tensor) -> Tensor:
+        """Inputs as pictures, cut to [0, 1]."""
+        return ((inputs.to(self.low) - self.low) / (self.high - self.low)).clamp(0, 1)
+
+
+def frame_of(net: nn.Module, size: Any, mean: Any, std: Any) -> Frame:
+    """The frame for a model whose first convolution takes k channels; ValueError where no picture fits."""
+    first = first_convolution(net)
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise ValueError(f"size must be a number of pixels or (H, W), got {size!r}")
+    if first is None or first.weight.ndim != 4:
+        found = "no convolution" if first is None else f"a {type(first).__name__} first"
+        raise ValueError(f"images are made for a model that begins with a Conv2d, {type(net).__name__} has {found}")
+    weight, k = first.weight, first.in_channels
+    precision = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    mean, std = (_per_channel(n, v, d, k).to(weight.device) for n, v, d in (("mean", mean, 0.0), ("std", std, 1.0)))
+    low, high = ((end - mean) / std for end in (0.0, 1.0))
+    return Frame((k, height, width), low.to(precision), high.to(precision), weight.dtype)
+
+
+def _per_channel(name: str, given: Any, otherwise: float, channels: int) -> Tensor:
+    values = torch.as_tensor(otherwise if given is None else given, dtype=torch.float64).reshape(-1, 1, 1)
+    if len(values) not in (1, channels):
+        raise ValueError(f"{name} must be one number or {channels}, one a channel, got {len(values)}")
+    return values.expand(channels, 1, 1)
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How a batch of images climbs.
+
+    moves     what is done to a picture before the model sees it
+    redirect  in how many steps at the start an image without a gradient gets one past its dead rectifiers
+    history   after which steps, 1 and up, images are kept
+    """
+
+    net: nn.Module
+    layers: Sequence[nn.Module]
+    complete: bool
+    frame: Frame
+    parametrization: Pixels
+    moves: Moves | Callable[[Tensor], Tensor] | None
+    steps: int
+    rate: float
+    redirect: int
+    history: Sequence[int] = ()
+    tick: Callable[[int], Any] = field(default=lambda images: None)
+
+    def __call__(self, values: Values, seeds: Sequence[int], start: Tensor | None) -> dict[str, Tensor]:
+        """What the images became: "data", "score", "transparency", "curve", "history", and whether they "moved" at all.
+
+        values   the objectives of the batch
+        seeds    one an image: those of the same seed start alike and are moved alike
+        start    pictures `(n, k, H, W)` to begin with
+        """
+        numbers, place = self._numbers(seeds, start)
+        seen = numbers.new_zeros(len(seeds), *self.frame.shape[1:])
+        alive = torch.zeros(len(seeds), dtype=torch.bool, device=numbers.device)
+        adam, curve, kept = _Adam(numbers, self.parametrization.momentum), [], []
+        with differentiable(self.net, self.layers, complete=self.complete) as run:
+            for step in range(self.steps):
+                numbers = numbers.detach().requires_grad_()
+                picture = self.parametrization.pictures(numbers)
+                score, gradient = self._uphill(run, values, picture.detach(), place(step), step)
+                seen += gradient.abs().sum(1)
+                alive |= (gradient != 0).flatten(1).any(1)
+                (along,) = torch.autograd.grad(picture, numbers, gradient)
+                rate = self.rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+                numbers = self.parametrization.within(numbers.detach() + rate * adam(along))
+                curve.append(score)
+                if step + 1 in self.history:
+                    kept.append(self._inputs(numbers))
+                self.tick(len(seeds))
+            data = self._inputs(numbers)
+            with torch.no_grad():
+                score = values(run(data))
+        found = {"data": data, "score": score, "transparency": seen, "moved": alive, "curve": torch.stack(curve, 1)}
+        return {**found, "history": torch.stack(kept, 1)} if kept else found
+
+    def _numbers(self, seeds: Sequence[int], start: Tensor | None) -> tuple[Tensor, Callable[[int], Tensor | None]]:
+        """Where the images begin, and how each is moved at a step; all random numbers are drawn here, on the CPU."""
+        low, apart = self.frame.low, list(dict.fromkeys(seeds))
+        generators = [torch.Generator().manual_seed(s) for s in apart]
+        of = torch.tensor([apart.index(s) for s in seeds], device=low.device)
+        drawn = self.parametrization.start(generators).to(low)
+        numbers = drawn[of] if start is None else self.parametrization.numbers(start.to(low))
+        if not isinstance(self.moves, Moves):
+            return numbers, lambda step: None
+        _, height, width = self.frame.shape
+        matrices = self.moves.matrices(self.moves.draw(generators, self.steps), height, width).to(low)
+        return numbers, lambda step: matrices[step][of]
+
+    def _uphill(
+        self, run: Run, values: Values, picture: Tensor, matrices: Tensor | None, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Each image's objective and its gradient with respect to the picture."""
+
+        def climb() -> tuple[Tensor, Tensor]:
+            x = moved = picture.detach().requires_grad_()
+            if self.moves is not None:
+                moved = self.moves(x, matrices) if isinstance(self.moves, Moves) else self.moves(x)  # type: ignore
+            score = values(run(self.frame.inputs(moved)))
+            gradient = torch.autograd.grad(score.sum(), x, allow_unused=True)[0] if score.requires_grad else None
+            if gradient is None:
+                raise RuntimeError(
+                    f"the objective has no gradient back to the input of {type(self.net).__name__}: its forward "
+                    "detaches it or switches gradients off, or the objective does not depend on the model"
+                )
+            return score.detach(), gradient
+
+        score, gradient = climb()
+        if step < self.redirect:
+            dead = ~(gradient != 0).flatten(1).any(1)
+            if bool(dead.any()):
+                with Rectifiers("redirect"):
+                    gradient = torch.where(dead.view(-1, 1, 1, 1), climb()[1], gradient)
+        return score, gradient
+
+    def _inputs(self, numbers: Tensor) -> Tensor:
+        """As the model takes them, not a rounding outside the valid range."""
+        with torch.no_grad():
+            return self.frame.inputs(self.parametrization.pictures(numbers).clamp(0, 1))
+
+
+class _Adam:
+    """Adam's step (Kingma and Ba 2015) of a gradient scaled to a mean square of 1 in each image.
+
+    Without the scaling its epsilon would treat an objective of small gradients otherwise than the same times 1000.
+    """
+
+    def __init__(self, like: Tensor, momentum: float) -> None:
+        self._momentum = momentum
+        self._first, self._second, self._steps = torch.zeros_like(like), torch.zeros_like(like), 0
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        size = gradient.square().flatten(1).mean(1).sqrt().view(-1, *[1] * (gradient.ndim - 1))
+        g = gradient / size.clamp(min=torch.finfo(gradient.dtype).tiny)
+        a, b = self._momentum, _SQUARES
+        self._steps += 1
+        self._first.lerp_(g, 1 - a)
+        self._second.lerp_(g * g, 1 - b)
+        spread = (self._second / (1 - b**self._steps)).sqrt_().add_(1e-8)
+        return self._first / (1 - a**self._steps) / spread
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Batches of images, one after the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
