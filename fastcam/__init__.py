@@ -124,7 +124,6 @@ _WHERE = {
     "fastcam.visualize.comparison": ("compare", "Comparison"),
     "fastcam.visualize.maximization": ("maximize",),
     "fastcam.visualize.objectives": ("Objective",),
-    "fastcam.visualize.saliency": ("GuidedBackprop", "DeconvNet", "GuidedGradCAM", "GuidedBackpropReLUModel"),
     "fastcam.model_targets": (
         *("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget"),
         *("ClassifierOutputReST", "BinaryClassifierOutputTarget"),

@@ -59,14 +59,13 @@ class _Rectify(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
-        if ctx.guided:  # one tensor only, as new memory takes longer than the arithmetic
-            return ctx.saved_tensors[0].to(g.dtype).mul_(g).clamp_(min=0), None, None, None
-        return g.clamp(min=0), None, None, None
-        g = gradients[0]
         if ctx.rule == "redirect":
-            return _redirected(g, *ctx.saved_tensors), None, None, None
-        g = g.clamp(min=0)
-        return (g * ctx.saved_tensors[0] if ctx.rule == "guided" else g), None, None, None
+            g = _redirected(g, *ctx.saved_tensors)
+        elif ctx.rule == "guided":  # one tensor only, as new memory takes longer than the arithmetic
+            g = ctx.saved_tensors[0].to(g.dtype).mul_(g).clamp_(min=0)
+        else:
+            g = g.clamp(min=0)
+        return g, None, None, None
 
 
 def _redirected(g: Tensor, inside: Tensor, above: Tensor | None = None) -> Tensor:
