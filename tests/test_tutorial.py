@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from offline import no_network
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "tutorial.md").read_text()
@@ -34,7 +33,7 @@ def test_the_pictures_are_there():
 def made(tmp_path_factory):
     """What the blocks leave behind: their names, the folder of their pictures, and the seconds they took."""
     folder, names = tmp_path_factory.mktemp("tutorial"), {}
-    with pytest.MonkeyPatch.context() as patch, no_network():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         begin = time.process_time()
         for block in BLOCKS:
