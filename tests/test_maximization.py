@@ -14,6 +14,7 @@ from fastcam import Objective, maximize
 from fastcam.layers import find_layers
 from fastcam.scenes import load_network, make_scenes
 from fastcam.visualize.forward import differentiable
+from fastcam.visualize.rectifiers import Rectifiers
 from fastcam.visualize.transforms import Moves
 
 from models import build, tiny
@@ -162,6 +163,17 @@ def test_redirected_gradients_get_away_from_a_dead_start():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         maximize(net, ["relu:2", "conv:1"], size=12, steps=20)
+
+
+@pytest.mark.parametrize("high", [None, 6.0])
+def test_redirection_by_hand(high):
+    """A dead image's gradient passes where it brings the rectifier's input nearer to what it lets through."""
+    x = torch.tensor([[-1.0, -2.0, 8.0 if high else -3.0], [-1.0, 2.0, 1.0]], requires_grad=True)
+    g = torch.tensor([[0.5, -0.5, -0.25], [0.5, -0.5, 0.0]])
+    with Rectifiers("redirect"):
+        y = x.clamp(min=0) if high is None else torch.nn.functional.relu6(x)
+    (found,) = torch.autograd.grad(y, x, g)
+    assert found.tolist() == [[0.5, 0, -0.25 if high else 0], [0, -0.5, 0]]
 
 
 def test_dead_and_living_images_share_a_batch():

@@ -49,6 +49,7 @@ def test_the_scale_falls_with_the_frequency_at_a_spread_of_one(size):
     spectrum = torch.fft.rfft2(torch.from_numpy(noise), norm="ortho") * scale
     spread = torch.fft.irfft2(spectrum, s=(H, W), norm="ortho").square().mean().sqrt()
     assert spread.item() == pytest.approx(1, rel=0.03)
+    torch.testing.assert_close(Fourier((1, H, W), decay=0).scale, torch.ones(H, W // 2 + 1), msg="each frequency once")
     if H == W == 28:
         assert (scale[1, 0] / scale[4, 0]).item() == pytest.approx(4)
         assert (scale[0, 0] / scale[0, 1]).item() == pytest.approx(1)
