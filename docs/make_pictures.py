@@ -38,6 +38,26 @@ def feature_maps() -> None:
     figure.savefig(HERE / "feature_maps.png", dpi=90)
 
 
+def saliency() -> None:
+    scenes = make_scenes(8, "test", seed=3)
+    found = fastcam.SmoothGrad(load_network())(scenes.images[:3], scenes.labels[:3])
+    found.save(HERE / "saliency.png", image=None)
+
+
+def compare() -> None:
+    scenes = make_scenes(8, "test", seed=3)
+    methods = [*("gradcam", "layercam"), *("saliency", "inputxgradient", "smoothgrad", "integratedgradients")]
+    found = fastcam.compare(
+        load_network(), scenes.images[:3], [*methods, "guidedbackprop"], scenes.labels[:3], layers="stage3"
+    )
+    found.save(HERE / "compare.png")
+
+
+def maximize() -> None:
+    made = fastcam.maximize(load_network(), ["logit:0-9", "stage4.3:0-4", "stage3.3:1-5"], size=64)
+    made.save(HERE / "maximize.png", columns=10, size=1.1)
+
+
 def patches() -> None:
     found = fastcam.top_patches(load_network(), make_scenes(2000).images, "stage3", [11, 19, 22, 28, 33, 36])
     found.save(HERE / "patches.png")
@@ -93,7 +113,7 @@ def photographs(height: int, width: int) -> Tensor:
     return F.interpolate(photos.movedim(-1, 1).float().mean(1, keepdim=True) / 255, (height, width), mode="area")
 
 
-PICTURES = (kernels, feature_maps, patches, dream, inversion, tutorial)
+PICTURES = (kernels, feature_maps, saliency, compare, maximize, patches, dream, inversion, tutorial)
 
 if __name__ == "__main__":
     for picture in PICTURES:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "tutorial.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
