@@ -124,6 +124,16 @@ def _toolbox(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _inside(row: dict[str, Any]) -> list[str]:
+    ratios = row["ratios"]
+    return [
+        *(row["model"], str(row["batch"]), row["method"]),
+        _digits(1e3 * row["seconds"]["forward"]["median"]),
+        _ratio(ratios["fastcam/forward"]),
+        *(_ratio(ratios.get(f"{peer}/fastcam")) for peer in ("captum", "FlashTorch", "one at a time")),
+    ]
+
+
 def _operator(row: dict[str, Any]) -> list[str]:
     against = row["ratios"]["definition/kernel"]
     return [
@@ -180,6 +190,13 @@ _COLUMNS = {
             "10 classes / one",
         ),
         _toolbox,
+    ),
+    "inside": (
+        (
+            *("model", "batch", "what", "forward ms", "fastcam / forward"),
+            *("captum / fastcam", "FlashTorch / fastcam", "one at a time / fastcam"),
+        ),
+        _inside,
     ),
     "operators": (
         ("operator", "shape", "type", "kernel µs", "GB/s", "of copy bandwidth", "PyTorch / kernel", "call µs"),

@@ -93,6 +93,10 @@ def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
         from benchmarks.bench_toolbox import CASES as toolbox
 
         known += toolbox
+    if "inside" in cases:
+        from benchmarks.bench_inside import CASES as inside
+
+        known += inside
     if unknown := set(settings.methods) - set(known):
         return f"no method {', '.join(sorted(unknown))}; there are {', '.join(known)}"
     return None

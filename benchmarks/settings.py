@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-CASES = ("methods", "perturbation", "toolbox", "operators")
+CASES = ("methods", "perturbation", "toolbox", "inside", "operators")
 MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
 RECORDED_REPETITIONS = 7

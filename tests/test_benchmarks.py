@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+import fastcam
 from fastcam import ops
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks import (  # noqa: E402
+    bench_inside,
     bench_methods,
     bench_operators,
     bench_perturbation,
@@ -248,6 +250,36 @@ def test_toolbox_cases_check_themselves(toy, name):
 def test_ten_classes_are_compared_with_one(toy):
     outputs = {side: call() for side, call in bench_toolbox.CASES["10 classes"](toy).items()}
     assert bench_toolbox.check("10 classes", toy, outputs) <= 1e-6
+
+
+def test_cases_of_looking_inside_check_themselves(toy):
+    pytest.importorskip("captum")
+    sides = bench_inside.CASES["saliency"](toy)
+    outputs = {side: call() for side, call in sides.items()}
+    assert bench_inside.check("saliency", toy, outputs) < 1e-5
+    with pytest.raises(AssertionError, match="saliency differs by"):
+        bench_inside.check("saliency", toy, {**outputs, "fastcam": outputs["fastcam"] * 1.01})
+    with pytest.raises(AssertionError, match="SmoothGrad correlates by"):
+        bench_inside.check("SmoothGrad", toy, {**outputs, "fastcam": torch.randn_like(toy.x)})
+
+
+def test_images_that_maximise_are_checked(toy, monkeypatch):
+    monkeypatch.setattr(bench_inside, "CHANNELS", 2)
+    monkeypatch.setattr(bench_inside, "STEPS", 2)
+    monkeypatch.setattr(bench_inside, "SIZE", 48)
+    sides = bench_inside.maximisation(toy)
+    outputs = {side: sides[side]() for side in ("fastcam", "one at a time")}
+    assert bench_inside.check("maximize", toy, outputs) < 1e-4
+    with pytest.raises(AssertionError, match="below FlashTorch's"):
+        best = [
+            [image[None]]
+            for image in fastcam.maximize(
+                toy.net, ["layer3.0.conv1:0-1"], size=48, steps=20, mean=bench_inside.MEAN, std=bench_inside.STD
+            ).data
+        ]
+        bench_inside.check("maximize", toy, {**outputs, "FlashTorch": best})
+    with pytest.raises(AssertionError, match="activations that differ by"):
+        bench_inside.check("maximize", toy, {**outputs, "one at a time": outputs["one at a time"][::-1]})
 
 
 def test_rank_correlation():
