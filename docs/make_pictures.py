@@ -54,7 +54,7 @@ def compare() -> None:
 
 
 def maximize() -> None:
-    made = fastcam.maximize(load_network(), ["logit:0-9", "stage4.3:0-4", "stage3.3:1-5"], size=64)
+    made = fastcam.maximize(load_network(), ["logit:0-9", "stage4.3:0-4", "stage3.3:1-5"], size=64, settle=0)
     made.save(HERE / "maximize.png", columns=10, size=1.1)
 
 

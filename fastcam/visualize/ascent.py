@@ -70,6 +70,7 @@ class Ascent:
     """How a batch of images climbs.
 
     moves     what is done to a picture before the model sees it
+    moved     in how many steps at the start pictures are moved, if by `Moves`
     redirect  in how many steps at the start an image without a gradient gets one past its dead rectifiers
     history   after which steps, 1 and up, images are kept
     """
@@ -81,6 +82,7 @@ class Ascent:
     parametrization: Pixels
     moves: Moves | Callable[[Tensor], Tensor] | None
     steps: int
+    moved: int
     rate: float
     redirect: int
     history: Sequence[int] = ()
@@ -105,8 +107,7 @@ class Ascent:
                 seen += gradient.abs().sum(1)
                 alive |= (gradient != 0).flatten(1).any(1)
                 (along,) = torch.autograd.grad(picture, numbers, gradient)
-                rate = self.rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-                numbers = self.parametrization.within(numbers.detach() + rate * adam(along))
+                numbers = self.parametrization.within(numbers.detach() + self._rate(step) * adam(along))
                 curve.append(score)
                 if step + 1 in self.history:
                     kept.append(self._inputs(numbers))
@@ -116,6 +117,11 @@ class Ascent:
                 score = values(run(data))
         found = {"data": data, "score": score, "transparency": seen, "moved": alive, "curve": torch.stack(curve, 1)}
         return {**found, "history": torch.stack(kept, 1)} if kept else found
+
+    def _rate(self, step: int) -> float:
+        """From the whole rate to 0 as a cosine, once while pictures are moved and once more behind that."""
+        begin, end = (0, self.moved) if step < self.moved else (self.moved, self.steps)
+        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
 
     def _numbers(self, seeds: Sequence[int], start: Tensor | None) -> tuple[Tensor, Callable[[int], Tensor | None]]:
         """Where the images begin, and how each is moved at a step; all random numbers are drawn here, on the CPU."""
@@ -127,8 +133,8 @@ class Ascent:
         if not isinstance(self.moves, Moves):
             return numbers, lambda step: None
         _, height, width = self.frame.shape
-        matrices = self.moves.matrices(self.moves.draw(generators, self.steps), height, width).to(low)
-        return numbers, lambda step: matrices[step][of]
+        matrices = self.moves.matrices(self.moves.draw(generators, self.moved), height, width).to(low)
+        return numbers, lambda step: matrices[step][of] if step < self.moved else None
 
     def _uphill(
         self, run: Run, values: Values, picture: Tensor, matrices: Tensor | None, step: int
@@ -137,8 +143,10 @@ class Ascent:
 
         def climb() -> tuple[Tensor, Tensor]:
             x = moved = picture.detach().requires_grad_()
-            if self.moves is not None:
-                moved = self.moves(x, matrices) if isinstance(self.moves, Moves) else self.moves(x)  # type: ignore
+            if matrices is not None:
+                moved = self.moves(x, matrices)  # type: ignore[misc, call-arg]
+            elif self.moves is not None and not isinstance(self.moves, Moves):
+                moved = self.moves(x)
             score = values(run(self.frame.inputs(moved)))
             gradient = torch.autograd.grad(score.sum(), x, allow_unused=True)[0] if score.requires_grad else None
             if gradient is None:

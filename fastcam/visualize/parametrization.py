@@ -58,7 +58,7 @@ class Fourier(Pixels):
     colours   `(k, k)`, a root of the colours' covariance; None for none
     """
 
-    rate, momentum = 0.1, 0.9
+    rate, momentum = 0.15, 0.9
 
     def __init__(self, shape: tuple[int, int, int], colours: Tensor | None = None, decay: float = 1.0) -> None:
         super().__init__(shape, colours)
