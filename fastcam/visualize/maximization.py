@@ -109,8 +109,8 @@ def maximize(
                      steep climb, and otherwise "fourier"
     transforms       random moves of the pictures: True for jitter, scale and rotation, a `Moves` of other sizes, a
                      callable on pictures `(n, k, H, W)`, None; "auto" is True from 128 steps on
-    settle           the share of the steps, at the end, in which pictures are not moved any more, in [0, 1]: it raises the
-                     score, and gives fine patterns room; 0 for the calmest pictures. The rate falls to 0 in both parts
+    settle           the share of the steps, at the end, in which pictures are not moved any more, in [0, 1]: it raises
+                     the score, and gives room to fine patterns; 0 for calm pictures. The rate falls to 0 in both parts
     decorrelate      mix colours as they go together in photographs, or in `images`; not for pixels, nor for one channel
     images           your own model inputs `(M, k, H, W)`: the colours' covariance is theirs, and MACO's spectrum
     start            model inputs `(N, k, H, W)`, or one for all, to begin with instead of grey noise
