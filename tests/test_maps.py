@@ -293,7 +293,7 @@ def test_all_maps_in_one_picture():
     limit = np.percentile(t[1].numpy(), 99)
     assert ax.images[0].get_cmap().name == "viridis"
     np.testing.assert_allclose(ax.images[0].get_clim(), (0, limit), rtol=1e-6)
-    assert ax.images[0].get_interpolation() == "nearest" and ax.get_aspect() == 1
+    assert ax.images[0].get_interpolation() == "antialiased" and ax.get_aspect() == 1
     assert labels(ax.get_yticklabels()) == ["0", "3", "6"] and labels(ax.get_xticklabels()) == ["+0", "+1", "+2"]
     (bar,) = (a for a in ax.figure.axes if a is not ax)
     assert labels(bar.get_yticklabels()) == ["0", f"{limit:.3g}"]

@@ -495,7 +495,7 @@ def test_the_figure(net, images):
     assert axes.shape == (2, 2) and len(plt.get_fignums()) == len(opened) + 1
     assert [len(ax.images) for ax in axes.flat] == [1, 1, 1, 0] and not axes[1, 1].axison
     for n, (ax, channel) in enumerate(zip(axes.flat, CHANNELS, strict=False)):
-        assert ax.get_title() == f"channel {channel}, up to {found.score[n, 0].item():.3g}"
+        assert ax.get_title() == f"body:{channel}, up to {found.score[n, 0].item():.3g}"
         whole = np.asarray(ax.images[0].get_array())
         assert whole.shape == (3 * 8 - 1, 2 * (3 * 8 - 1) + 2, 3)
         for rank in range(7):
