@@ -211,6 +211,7 @@ def feature_maps(
     Raises ValueError for an unknown layer, one that does not run or not that often; TypeError for a layer without a
     tensor. A layer's maps are drawn only where it has some: `.plot()` of a linear layer's `(B, C)` is a ValueError.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 8, 3))
     >>> feature_maps(model, torch.rand(2, 1, 8, 8), "0")
     FeatureMaps of 0: float32 (2, 4, 6, 6)
