@@ -166,8 +166,13 @@ class KernelFigure(Result):
 
 def _norms(rows: Tensor) -> Tensor:
     """Those of rows `(out, n)`, in float64, a few rows at once: all of the weights in it would be twice their size."""
-    parts = rows.split(max(1, _AT_ONCE // max(1, rows.shape[1])))
-    return torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in parts])
+    step = max(1, _AT_ONCE // max(1, rows.shape[1]))
+    norms = rows.new_empty(len(rows), dtype=torch.float64)
+    wide = rows.new_empty(min(step, len(rows)), rows.shape[1], dtype=torch.float64)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        norms[start : start + step] = torch.linalg.vector_norm(wide[: len(part)].copy_(part), dim=1)
+    return norms
 
 
 def _reduced(kernels: np.ndarray, how: str) -> np.ndarray:
