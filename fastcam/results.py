@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcam.batches import check_count
 from fastcam.images import denormalize, save_png
 
 if TYPE_CHECKING:
     from fastcam.figures.canvas import Layout
 
 _DPI = 120
+_WIDEST = 16.0  # inches of a figure, up to which a grid shows every pixel
+_CHARACTERS = 12  # of a title, an inch
 
 
 class Result:
@@ -70,6 +75,7 @@ class Result:
         """
         from fastcam.figures.canvas import axes_in, discarded
 
+        self._check_options(options)
         axes = axes_in(self._layout(**options), ax)
         with discarded(axes) if ax is None else nullcontext():
             self._draw(axes, **options)
@@ -78,20 +84,19 @@ class Result:
     def save(self, path: str | os.PathLike[str], *, dpi: int = _DPI, **options: Any) -> None:
         """Write it: the tensor and how it came about as `.pt` or `.npz`, otherwise the figure, as `.png`, `.pdf` ...
 
-        A `.npz` holds `data`, `score`, the result's other tensors and a JSON text `about`. Options as for `plot`.
-        Raises ValueError for a suffix that names no format.
-        """
-        from fastcam.figures import canvas
+        `torch.load(path)` gives a dictionary: `data`, `score`, the result's other tensors, all on the CPU, `target`,
+        `layer` and `settings`. `np.load(path)` gives the tensors as arrays, and as `about` a JSON text of the others:
+        `json.loads(str(np.load(path)["about"]))`. Settings that are no plain values, functions say, are there as text.
+        Options as for `plot`. Raises ValueError for a suffix that names no format.
 
-        path = Path(path)
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Result(torch.ones(2, 3), layer="conv1").save(f"{folder}/ones.pt")
+        ...     torch.load(f"{folder}/ones.pt")["layer"]
+        'conv1'
+        """
         about = {"target": self.target, "layer": self.layer, "settings": self.settings}
-        if path.suffix == ".pt":
-            torch.save({**self._tensors(), **about}, path)
-        elif path.suffix == ".npz":
-            arrays: dict[str, Any] = {name: _array(t) for name, t in self._tensors().items() if t is not None}
-            np.savez_compressed(path, about=json.dumps(about, default=_plain), **arrays)
-        else:
-            canvas.write(self._figure(**options), path, dpi)
+        write(Path(path), self._tensors(), lambda: self._figure(**options), dpi, about)
 
     def _repr_png_(self) -> bytes:
         from fastcam.figures import canvas
@@ -105,9 +110,20 @@ class Result:
     def _figure(self, **options: Any) -> Any:
         from fastcam.figures.canvas import axes_in
 
+        self._check_options(options)
         axes = axes_in(self._layout(**options), pyplot=False)
         self._draw(axes, **options)
         return axes.flat[0].figure
+
+    def _check_options(self, options: Mapping[str, Any], name: str | None = None) -> None:
+        """TypeError for an option that `plot` has not, in the name of this class or another."""
+        signatures = [inspect.signature(f).parameters.values() for f in (self.plot, self._layout, self._draw)]
+        variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        named = [p.name for parameters in signatures for p in parameters if p.kind not in variable]
+        known = [n for n in dict.fromkeys(named) if n not in ("ax", "axes")]
+        if wrong := [n for n in options if n not in known]:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise TypeError(f"{name or type(self).__name__}.plot has no option {wrong[0]!r}: {has}")
 
     def _layout(self, *args: Any, **options: Any) -> Layout:
         """The axes that `_draw` needs for these options."""
@@ -123,9 +139,40 @@ def _array(t: Tensor) -> np.ndarray:
     return (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()
 
 
+def write(
+    path: Path,
+    tensors: Mapping[str, Tensor | None],
+    figure: Callable[[], Any],
+    dpi: int = _DPI,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Tensors and what is said about them as `.pt` or `.npz`, otherwise a figure."""
+    if path.suffix == ".pt":
+        torch.save(_plain({**tensors, **(about or {})}), path)
+    elif path.suffix == ".npz":
+        arrays: dict[str, Any] = {name: _array(t) for name, t in tensors.items() if t is not None}
+        if about is not None:
+            arrays["about"] = json.dumps(_plain(about), default=Tensor.tolist)
+        np.savez_compressed(path, **arrays)
+    else:
+        from fastcam.figures import canvas
+
+        canvas.write(figure, path, dpi)
+
+
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it."""
-    return value.tolist() if isinstance(value, Tensor | np.ndarray) else str(value)
+    """What `torch.load` reads without running code: numbers, text, tensors, and lists and dictionaries of these."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()  # a part of a tensor would bring all of it along
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {k if type(k) in (int, str) else str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value)
 
 
 class Images(Result):
@@ -170,20 +217,48 @@ class Images(Result):
             paths.append(path)
         return paths
 
-    def _layout(self, columns: int = 8, size: float = 1.6) -> Layout:
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """Draw the pictures with their titles in a grid, and give its Axes back as an array.
+
+        ax        as many Axes as the grid has; by default those of a new figure
+        columns   at most so many pictures in a row, 8; rows are filled evenly: 10 pictures are two rows of 5
+        size      a picture's width in inches; None for one inch for 120 pixels, so that none is lost where a figure is
+                  saved, within bounds: 1.6 at least, all columns together 16
+        Other kinds of images have other defaults and options: TypeError for an unknown option says which there are.
+        ValueError for columns or a size that are not above 0.
+        """
+        return super().plot(ax, **options)
+
+    def _check_options(self, options: Mapping[str, Any], name: str | None = None) -> None:
+        super()._check_options(options, name)
+        if options.get("columns") is not None:
+            check_count("columns", options["columns"])
+        size = options.get("size")
+        if size is not None and not (isinstance(size, int | float) and 0 < size < float("inf")):
+            raise ValueError(f"size must be a width in inches above 0, got {size!r}")
+
+    def _layout(self, columns: int = 8, size: Any = None) -> Layout:
         from fastcam.figures.canvas import Layout
 
-        columns = min(columns, len(self.data))
-        rows, aspect = -(-len(self.data) // columns), self.data.shape[-2] / self.data.shape[-1]
-        return Layout(rows, columns, size * columns + 0.2, (size * aspect + 0.3) * rows + 0.2)
+        rows = -(-len(self.data) // columns)
+        columns = -(-len(self.data) // rows)
+        height, width = self.data.shape[-2:]
+        size = size or max(1.6, min(width / _DPI, _WIDEST / columns))
+        lines = max(len(_in_lines(title, size)) for title in self.titles)
+        return Layout(rows, columns, (size + 0.1) * columns, (size * height / width + 0.2 + 0.14 * lines) * rows)
 
     def _draw(self, axes: np.ndarray, *_: Any, **__: Any) -> None:
-        from fastcam.figures.panels import show_picture
+        from fastcam.figures.panels import room_of, show_picture
 
         for ax in axes.flat[len(self.data) :]:
             ax.set_axis_off()
         for ax, picture, title in zip(axes.flat, self.pictures, self.titles, strict=False):
-            show_picture(ax, shown(picture), title)
+            show_picture(ax, shown(picture), "\n".join(_in_lines(title, room_of(ax))))
+
+
+def _in_lines(title: str, width: float) -> list[str]:
+    """A title in up to three lines of a width in inches."""
+    return textwrap.wrap(title, max(8, int(_CHARACTERS * width)), max_lines=3, placeholder=" ...")
 
 
 def shown(picture: Tensor) -> np.ndarray:

@@ -66,7 +66,7 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
             "SemanticSegmentationTarget or BinaryClassifierOutputTarget say"
         )
     if targets is None:
-        return logits.detach().argmax(1)
+        return _outside_inference(logits.detach().argmax(1))
     B, K = logits.shape
     given = _as_indices(targets)
     given = given.reshape(1) if given.ndim == 0 else given
@@ -75,7 +75,15 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
     outside = (given < 0) | (given >= K)
     if outside.any():
         raise ValueError(f"target {given[outside][0].item()} is out of range: the model has {K} classes")
-    return given.to(logits.device).expand(B, *given.shape[1:])
+    return _outside_inference(given.to(logits.device).expand(B, *given.shape[1:]))
+
+
+def _outside_inference(indices: Tensor) -> Tensor:
+    """Such as a backward pass can keep, wherever they were made."""
+    if not indices.is_inference():
+        return indices
+    with torch.inference_mode(False):
+        return indices.clone()
 
 
 def scores(output: Any, targets: Targets, batch: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -40,6 +42,7 @@ def test_maps_are_those_of_the_methods(targets):
         "layercam": LayerCAM(net, "body").attribute(x, explained),
     }
     assert list(result.maps) == list(expected) == result.settings["methods"]
+    assert result.layer == "body" and result.settings["layers"] == ["body"] and result.settings["options"] == options
     for place, (name, maps) in enumerate(expected.items()):
         torch.testing.assert_close(result.maps[name], maps, rtol=1e-4, atol=1e-5)
         assert torch.equal(result.data.select(-3, place), result.maps[name])
@@ -93,6 +96,7 @@ def test_callables_as_targets_and_several_layers():
     net, x = tiny(), photos()
     result = compare(net, x, ["gradcam", "saliency", "fullgrad"], lambda y: y[1] - y[0], ["body", "tail"])
     assert list(result.maps) == ["gradcam body", "gradcam tail", "saliency", "fullgrad"] and result.target is None
+    assert result.layer == ["body", "tail"]
     axes = result.plot()
     assert axes[0, 0].get_ylabel() == f"score {result.score[0].item():.3g}"
     plt.close("all")
@@ -165,7 +169,7 @@ def test_several_inputs():
     ("methods", "options", "message"),
     [
         ([], None, "methods is empty"),
-        (["gradcan"], None, "methods must be among gradcam, .*saliency.*classes or callables, got 'gradcan'"),
+        (["gradcan"], None, "no method is 'gradcan'; the nearest names: gradcam, "),
         ([3], None, "methods must be names, classes or callables, got 3"),
         (["gradcam", GradCAM], None, "methods has 'gradcam' twice: a mapping gives them names"),
         (["gradcam"], {"saliency": {}}, "options are given for 'saliency', which is not among the methods"),
@@ -181,3 +185,36 @@ def test_wrong_arguments(methods, options, message):
 def test_what_is_no_image():
     with pytest.raises(ValueError, match=r"input_tensor must be images \(B, k, H, W\), got \(2, 1, 12\)"):
         compare(tiny(), torch.rand(2, 1, 12))
+
+
+def test_in_inference_mode():
+    net, x, methods = tiny(), photos(), ["gradcam", "saliency", "guidedgradcam"]
+    expected = compare(net, x, methods)
+    with torch.inference_mode():
+        found = compare(net, x, methods)
+    torch.testing.assert_close(found.data, expected.data)
+
+
+def test_layers_that_were_looked_at():
+    net, x = tiny(), photos()
+    assert compare(net, x, ["saliency"]).layer is None
+    assert compare(net, x, [GuidedGradCAM]).layer == compare(net, x, ["gradcam"]).layer == "tail"
+    mixed = compare(net, x, {"a": GradCAM(net, "body"), "b": GuidedGradCAM(net, "tail")}, 1)
+    assert mixed.layer == ["body", "tail"]
+
+
+def test_it_warns_once_at_the_callers_line():
+    net, x = tiny(), torch.rand(2, 3, 20, 24) / 255
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compare(net, x, ["gradcam", "saliency", SmoothGrad(net, samples=2)], 1)
+    assert [(w.filename, "contrast" in str(w.message)) for w in caught] == [(__file__, True)]
+
+
+def test_its_files(tmp_path):
+    result = compare(tiny(), photos(), {"a": "gradcam", "light": lambda x, _: x.mean(1)}, 1, options={"a": {}})
+    result.save(tmp_path / "a.pt")
+    read = torch.load(tmp_path / "a.pt")
+    for name in ("data", "score", "image", "outputs", "target"):
+        assert torch.equal(read[name], getattr(result, name)), name
+    assert read["layer"] == "tail" and read["settings"]["methods"] == ["a", "light"]

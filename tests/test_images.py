@@ -6,6 +6,7 @@ import struct
 import warnings
 
 import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -396,3 +397,45 @@ def test_a_batch_without_contrast_is_told_of():
     images[1:3] /= 255
     with pytest.warns(UserWarning, match="^image 1, 2 of 4 have nearly no contrast"):
         overlay(images, torch.rand(4, 32, 30))
+
+
+def _ends(text, figure):
+    box = text.get_window_extent(figure.canvas.get_renderer())
+    return box.x0, box.x1
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "shape"), [(10, None, (2, 5)), (8, None, (1, 8)), (9, 4, (3, 3)), (1, 3, (1, 1))]
+)
+def test_a_grid_of_images_is_filled_evenly(count, columns, shape):
+    options = {} if columns is None else {"columns": columns}
+    assert np.shape(np.atleast_2d(Images(torch.rand(count, 3, 8, 8)).plot(**options))) == shape
+    plt.close("all")
+
+
+@pytest.mark.parametrize(("side", "count"), [(28, 3), (224, 10), (300, 6)])
+def test_a_grid_of_images_shows_every_pixel_and_whole_titles(side, count):
+    titles = [f"layer4.1.conv{n}:45 - 0.5 layer3.0.downsample.0:{n}" for n in range(count)]
+    axes = Images(torch.rand(count, 3, side, side), titles=titles).plot()
+    figure = axes.flat[0].figure
+    figure.set_dpi(120)
+    figure.canvas.draw()
+    assert all(ax.get_window_extent().width >= side for ax in axes.flat)
+    assert ["".join(ax.get_title().split()) for ax in axes.flat] == [title.replace(" ", "") for title in titles]
+    for row in axes:
+        ends = [_ends(ax.title, figure) for ax in row]
+        assert all(left[1] < right[0] for left, right in zip(ends, ends[1:], strict=False))
+    plt.close("all")
+
+
+def test_options_of_a_grid_of_images():
+    images, opened = Images(torch.rand(3, 3, 8, 8)), plt.get_fignums()
+    with pytest.raises(ValueError, match="columns must be a whole number of 1 or more, got 0"):
+        images.plot(columns=0)
+    with pytest.raises(ValueError, match="size must be a width in inches above 0, got -1"):
+        images.plot(size=-1)
+    with pytest.raises(TypeError, match="Images.plot has no option 'image': its options are columns, size"):
+        images.plot(image=0)
+    assert plt.get_fignums() == opened
+    assert images.plot(size=3).flat[0].figure.get_figwidth() > 9
+    plt.close("all")

@@ -14,6 +14,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import fastcam
+from fastcam.visualize.maps import LayerMaps
 
 from models import TinyNet, VolumeNet, grey_resnet18, photographs, small_vit, tiny, tokens_to_map
 from test_untouched import assert_same, fragile, snapshot
@@ -293,7 +294,7 @@ def test_all_maps_in_one_picture():
     limit = np.percentile(t[1].numpy(), 99)
     assert ax.images[0].get_cmap().name == "viridis"
     np.testing.assert_allclose(ax.images[0].get_clim(), (0, limit), rtol=1e-6)
-    assert ax.images[0].get_interpolation() == "nearest" and ax.get_aspect() == 1
+    assert ax.images[0].get_interpolation() == "antialiased" and ax.get_aspect() == 1
     assert labels(ax.get_yticklabels()) == ["0", "3", "6"] and labels(ax.get_xticklabels()) == ["+0", "+1", "+2"]
     (bar,) = (a for a in ax.figure.axes if a is not ax)
     assert labels(bar.get_yticklabels()) == ["0", f"{limit:.3g}"]
@@ -407,3 +408,13 @@ def test_half_precision_and_no_gradient_of_the_callers():
         found = fastcam.feature_maps(net, x, "body")
     assert found.data.dtype == torch.bfloat16 and not found.data.is_inference()
     assert found.plot().images and found.score is None and found.settings == {"which": "output", "call": 0}
+
+
+def test_a_figure_that_fails_is_closed():
+    found = LayerMaps(a=fixed(torch.rand(1, 4, 5, 5)), b=fixed(torch.rand(1, 4, 5, 5)))
+    opened = plt.get_fignums()
+    with pytest.raises(ValueError, match="nope"):
+        found.plot(colormap="nope")
+    with pytest.raises(TypeError, match="LayerMaps.plot has no option 'foo': its options are image, channels, sort"):
+        found.plot(foo=1)
+    assert plt.get_fignums() == opened

@@ -495,7 +495,7 @@ def test_the_figure(net, images):
     assert axes.shape == (2, 2) and len(plt.get_fignums()) == len(opened) + 1
     assert [len(ax.images) for ax in axes.flat] == [1, 1, 1, 0] and not axes[1, 1].axison
     for n, (ax, channel) in enumerate(zip(axes.flat, CHANNELS, strict=False)):
-        assert ax.get_title() == f"channel {channel}, up to {found.score[n, 0].item():.3g}"
+        assert ax.get_title() == f"body:{channel}, up to {found.score[n, 0].item():.3g}"
         whole = np.asarray(ax.images[0].get_array())
         assert whole.shape == (3 * 8 - 1, 2 * (3 * 8 - 1) + 2, 3)
         for rank in range(7):
@@ -550,3 +550,20 @@ def test_files(net, images, tmp_path):
     pixels = np.asarray(Image.open(paths[3]))
     assert np.abs(pixels / 255 - found.pictures[1, 1].movedim(0, -1).numpy()).max() < 1 / 255
     assert repr(found) == "TopPatches of body: float64 (3, 2, 3, 7, 7)" and len(found.titles) == len(found) == 3
+
+
+def test_inputs_that_are_no_pictures_are_scaled(net, images):
+    inputs = 3 * images - 1
+    found = fastcam.top_patches(net, inputs, "body", CHANNELS, k=4, projection=None)
+    inside = found.data.min(), found.data.max()
+    torch.testing.assert_close(found.pictures, ((found.data - inside[0]) / (inside[1] - inside[0])).float())
+    assert inside[0] < -0.5 and inside[1] > 1.5
+    cut = fastcam.top_patches(net, inputs, "body", CHANNELS, k=40, per_image=False, projection=None)
+    middle = (cut.data.min() + cut.data.max()) / 2
+    assert (cut.data == middle).any(), "beyond the border"
+
+
+def test_it_warns_of_images_without_contrast(net, images):
+    with pytest.warns(UserWarning, match="dataset.*contrast|contrast.*dataset") as caught:
+        fastcam.top_patches(net, images / 255, "body", CHANNELS, k=4, projection=None)
+    assert [w.filename for w in caught] == [__file__]

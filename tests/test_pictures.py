@@ -9,7 +9,7 @@ import torch
 from pytorch_grad_cam.utils import image as reference
 
 import fastcam
-from fastcam.figures import colours, factors
+from fastcam.figures import colours, factors, overlays
 
 
 @pytest.fixture
@@ -156,3 +156,23 @@ def test_hsv_is_opencvs():
 def test_labels_of_concepts_are_the_references(rng):
     scores, labels = rng.random((4, 6)), {i: f"a{i}, b, c, d" for i in range(6)}
     assert factors.create_labels_legend(scores, labels, 3) == reference.create_labels_legend(scores, labels, 3)
+
+
+def test_what_resizing_leaves_beyond_1_is_cut_off(rng):
+    img, mask = rng.random((40, 50, 3)).astype(np.float32), rng.random((40, 50)).astype(np.float32)
+    img[0, 0], mask[0, 0], img[1, 1], mask[1, 1] = 1, 1, 0, 0
+    over, above = img.copy(), mask.copy()
+    over[0, 0], above[0, 0] = 1.0000002, 1.00001
+    np.testing.assert_array_equal(
+        fastcam.show_cam_on_image(over, mask, use_rgb=True), reference.show_cam_on_image(img, mask, use_rgb=True)
+    )
+    over[1, 1], above[1, 1] = -1e-6, -1e-6
+    np.testing.assert_array_equal(fastcam.overlay(over, above), fastcam.overlay(img, mask))
+    np.testing.assert_array_equal(overlays.pixels_of(over), img)
+    for beyond in (over + 2e-4, over - 2e-4):
+        with pytest.raises(ValueError, match="image must be in"):
+            fastcam.overlay(beyond, mask)
+    with pytest.raises(ValueError, match="cam must be in"):
+        fastcam.overlay(img, mask + 2e-4)
+    with pytest.raises(ValueError, match="should np.float32 in the range"):
+        fastcam.show_cam_on_image(over + 2e-4, mask)

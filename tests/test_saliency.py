@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -10,13 +13,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 import pytest
 import pytorch_grad_cam
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import fastcam
 from fastcam import GradCAM, feature_maps
+from fastcam.results import Result
 from fastcam.targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 from fastcam.visualize import SALIENCY, DeconvNet, GuidedBackprop, GuidedGradCAM, InputXGradient, Saliency
 from fastcam.visualize.saliency import GuidedBackpropReLUModel
@@ -143,7 +149,7 @@ def test_its_figure(channels, tmp_path):
     open_figures = plt.get_fignums()
     result.save(tmp_path / "a.png", image=[0, 2])
     assert result._repr_png_().startswith(b"\x89PNG") and plt.get_fignums() == open_figures
-    axes = result.plot(class_names=["a", "b", "c", "d", "e"])
+    axes = result.plot(image=0, class_names=["a", "b", "c", "d", "e"])
     figure = axes.flat[0].figure
     assert axes.shape == (1, 3 if channels == 1 else 4) and plt.get_fignums() != open_figures
     title = figure.get_suptitle()
@@ -192,7 +198,9 @@ def test_the_figure_of_several_images_and_targets():
     [
         ({"image": 3}, "image must be among the 2 of the batch, got 3"),
         ({"image": []}, "image is empty"),
-        ({"picture": torch.zeros(3, 20, 24)}, "picture must be one or 2 for 2 images, got 3"),
+        ({"image": True}, "image must be among the 2 of the batch, got True"),
+        ({"picture": torch.zeros(3, 20, 24)}, "picture must be one for each of the 2 images of the batch, got 1"),
+        ({"picture": [torch.zeros(20, 24)] * 3, "image": 1}, "must be one picture, or one for each of the 2 .*, got 3"),
         ({"picture": torch.zeros(2, 3, 8, 8)}, r"picture must be of the input's size \(20, 24\), got \(8, 8\)"),
         ({"clip": 0}, "clip must be a percentile"),
         ({"reduce": "mean"}, "reduce must be one of"),
@@ -425,3 +433,86 @@ def test_an_image_divided_twice_is_noticed():
         with pytest.warns(UserWarning, match="nearly no contrast.*divided by 255 twice") as caught:
             look(x / 255)
         assert caught[0].filename == __file__
+
+
+def test_all_images_are_drawn_unless_some_are_chosen():
+    result = Saliency(tiny())(photos(3), 2)
+    assert result.plot().shape == (3, 4)
+    for one in (1, np.int64(1), -2, np.array([1]), torch.tensor([1])):
+        assert np.array_equal(result.plot(image=one)[0, 3].images[1].get_array(), result.map()[1])
+    plt.close("all")
+
+
+def test_one_picture_for_the_one_image_drawn():
+    result, pixels = Saliency(tiny())(photos(3), 2), np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    tensor, grey = torch.from_numpy(pixels).movedim(-1, 0), pixels.mean(2) / 255
+    for given in (pixels, pixels / 255, tensor, PIL.Image.fromarray(pixels), [pixels * 0, pixels, pixels * 0]):
+        shown = result.plot(image=1, picture=given)[0, 0].images[0].get_array()
+        np.testing.assert_allclose(shown, pixels / 255, atol=1e-6)
+    for given in (grey, grey[..., None], np.stack([grey * 0, grey, grey * 0])):
+        shown = result.plot(image=1, picture=given)[0, 0].images[0].get_array()
+        np.testing.assert_allclose(shown, np.repeat(grey[..., None], 3, 2), atol=1e-6)
+    plt.close("all")
+
+
+def test_files_of_it_hold_all_its_tensors(tmp_path):
+    result = Saliency(tiny())(photos(3), 2)
+    result.settings |= {"of": len, "part": slice(2), "noise": np.float32(0.5), "sizes": (1, np.int64(2))}
+    result.save(tmp_path / "a.pt")
+    result.save(tmp_path / "a.npz")
+    read, arrays = torch.load(tmp_path / "a.pt"), np.load(tmp_path / "a.npz")
+    for name in ("data", "score", "image", "outputs"):
+        assert torch.equal(read[name], getattr(result, name)), name
+        assert np.array_equal(arrays[name], getattr(result, name)), name
+    assert torch.equal(read["target"], result.target) and read["layer"] is None
+    plain = {"of": str(len), "part": "slice(None, 2, None)", "noise": 0.5, "sizes": [1, 2], "method": "Saliency"}
+    assert read["settings"] == plain
+    assert json.loads(str(arrays["about"])) == {"target": [2, 2, 2], "layer": None, "settings": plain}
+
+
+def test_a_file_of_a_part_holds_no_more_than_that(tmp_path):
+    Result(torch.zeros(1000, 1000)[:2]).save(tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 20_000
+
+
+def test_tensors_are_written_without_matplotlib(tmp_path):
+    code = (
+        "import sys, torch; from fastcam.results import Result;"
+        "from fastcam.visualize.maps import FeatureMaps, LayerMaps;"
+        "r = Result(torch.ones(2)); m = LayerMaps(a=FeatureMaps(torch.ones(1, 2, 3, 3), lambda t: t));"
+        "[x.save(sys.argv[1] + s) for x in (r, m) for s in ('.pt', '.npz')];"
+        "sys.exit('matplotlib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False).returncode == 0
+
+
+def test_a_suffix_that_names_no_format(tmp_path):
+    result = Saliency(tiny())(photos(1), 2)
+    for name in ("o.npy", "o"):
+        with pytest.raises(ValueError, match=rf"\.pt or \.npz, which hold the tensor, .*\.png.*got '{name}'"):
+            result.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_that_is_none(tmp_path):
+    result, opened = Saliency(tiny())(photos(1), 2), plt.get_fignums()
+    with pytest.raises(TypeError, match="Attribution.plot has no option 'foo': its options are image, reduce, clip"):
+        result.save(tmp_path / "a.png", foo=1)
+    with pytest.raises(TypeError, match="Result.plot has no option 'foo': it has none"):
+        Result(torch.ones(1)).plot(foo=1)
+    assert plt.get_fignums() == opened
+
+
+@pytest.mark.parametrize("method", [Saliency, GuidedBackprop])
+def test_class_indices_made_in_inference_mode(method):
+    net, x = tiny(), photos(2)
+    expected = method(net)(x, [1, 3]).data
+    with torch.inference_mode():
+        target = torch.tensor([1, 3])
+        torch.testing.assert_close(method(net)(x, target).data, expected)
+        assert method(net)(x).data.shape == expected.shape
+    found = method(net)(x, target)
+    torch.testing.assert_close(found.data, expected)
+    assert not found.target.is_inference()
+    maps = fastcam.explain(net, x, ["gradcam"], "body", targets=target)["gradcam"]["body"]
+    torch.testing.assert_close(maps, fastcam.explain(net, x, ["gradcam"], "body", targets=[1, 3])["gradcam"]["body"])

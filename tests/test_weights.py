@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import fastcam
 from fastcam.figures.panels import mosaic
+from fastcam.visualize import filters
 
 from models import grey_resnet18, tiny
 from test_untouched import assert_same, fragile, snapshot
@@ -369,3 +370,10 @@ def test_a_mosaic_tile_by_tile():
             seen[top : top + 2, left : left + 3] = True
         assert np.isnan(whole[~seen]).all()
     assert mosaic(np.ones((2, 2, 2, 3)), fill=0.5).shape == (5, 2, 3), "one column"
+
+
+def test_norms_are_those_of_all_rows_at_once(monkeypatch):
+    monkeypatch.setattr(filters, "_AT_ONCE", 70)
+    rows = torch.randn(13, 30)
+    torch.testing.assert_close(filters._norms(rows), rows.double().norm(dim=1))
+    assert filters._norms(1e-30 * rows).min() > 0, "squares of which fp32 does not hold"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 
@@ -57,9 +58,15 @@ def discarded(axes: np.ndarray) -> Iterator[None]:
         raise
 
 
-def write(figure: Figure, path: Path, dpi: int) -> None:
-    """The figure as a file, by its suffix."""
-    figure.savefig(path, dpi=dpi)
+def write(figure: Callable[[], Figure], path: Path, dpi: int) -> None:
+    """The figure, which is drawn here, as a file by its suffix; ValueError for one that names no format."""
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(
+            f"path must end in .pt or .npz, which hold the tensor, or for the picture in .{', .'.join(formats)}: "
+            f"got {path.name!r}"
+        )
+    figure().savefig(path, dpi=dpi)
 
 
 def png(figure: Figure, dpi: int) -> bytes:

@@ -14,7 +14,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from fastcam.figures.canvas import Layout
-from fastcam.figures.panels import Scale, add_colorbar, mosaic, show_map, show_picture
+from fastcam.figures.panels import SMOOTH, Scale, add_colorbar, mosaic, show_map, show_picture
 
 _WRITTEN = 64  # as many tiles have their number on them, if it is not one more than that of the tile before
 _CHARACTERS = 15  # of a title, an inch
@@ -100,10 +100,10 @@ def draw(ax: Axes, drawn: Mosaic) -> None:
     """The tiles with their numbers, the dead ones hatched."""
     title = _in_lines(drawn.title, max(30, int(_CHARACTERS * ax.bbox.width / ax.figure.dpi)))
     if drawn.scale is None:
-        show_picture(ax, mosaic(drawn.tiles, drawn.columns, drawn.gap, fill=1.0), title)
+        show_picture(ax, mosaic(drawn.tiles, drawn.columns, drawn.gap, fill=1.0), title, SMOOTH)
     else:
         whole = mosaic(drawn.tiles, drawn.columns, drawn.gap)
-        shown = show_map(ax, whole, title, drawn.scale, colorbar=False)
+        shown = show_map(ax, whole, title, drawn.scale, colorbar=False, interpolation=SMOOTH)
         ax.set_facecolor("0.65")  # seen where there is no tile
         if drawn.colorbar:
             add_colorbar(ax, shown).ax.tick_params(labelsize=7)

@@ -12,6 +12,8 @@ from fastcam import ops
 from fastcam.figures.colours import shades, table
 from fastcam.images import warn_of_flat
 
+_SLACK = 1e-4  # beyond [0, 1], as rounding leaves behind when pictures are resized; it is cut off
+
 
 def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0.5) -> Any:
     """A map laid over its image, uint8 `(H, W, 3)`: colours of the map and image blended, scaled to the full range.
@@ -20,6 +22,7 @@ def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0
 
     image          tensor `(k, H, W)` or array `(H, W)`, `(H, W, k)`, k = 1 or 3; in [0, 1], or uint8;
                    or a batch, a tensor `(B, k, H, W)`
+                   (values up to 1e-4 beyond, as resizing leaves them, are cut off)
     cam            `(H, W)` in [0, 1], for a batch `(B, H, W)`; array or tensor
     colormap       a matplotlib name; "jet" is OpenCV's, as in pytorch-grad-cam
     image_weight   w in [0, 1]
@@ -42,8 +45,9 @@ def overlay(image: Any, cam: Any, colormap: str = "jet", image_weight: float = 0
         wanted = "(B, H, W)" if batch else "(H, W)"
         raise ValueError(f"cam must be {wanted} = {tuple(shape)} as the image, got {tuple(maps.shape)}")
     low, high = (end.item() for end in maps.aminmax())
-    if not (low >= 0 and high <= 1):
+    if not -_SLACK <= low <= high <= 1 + _SLACK:
         raise ValueError(f"cam must be in [0, 1], got {low} to {high}")
+    maps = maps if low >= 0 and high <= 1 else maps.clamp(0, 1)
     painted = ops.overlay(pictures, maps.view(-1, *maps.shape[-2:]), torch.from_numpy(shades(colormap)), image_weight)
     return painted if batch else painted[0].cpu().numpy()
 
@@ -53,7 +57,7 @@ def show_cam_on_image(
 ) -> np.ndarray:
     """`overlay` as pytorch-grad-cam calls it, level by level: uint8 `(H, W, 3)`.
 
-    img            float array `(H, W, 3)`, or tensor `(3, H, W)`, 1 at most
+    img            float array `(H, W, 3)`, or tensor `(3, H, W)`, 1 at most; up to 1e-4 more is cut off
     mask           `(H, W)` in [0, 1], array or tensor
     use_rgb        whether img is RGB; by default it is taken, and the heat map made, as OpenCV's BGR
     colormap       OpenCV's number of a colour map, 2 for jet, or a matplotlib name
@@ -64,11 +68,12 @@ def show_cam_on_image(
     pixels = img.detach() if isinstance(img, Tensor) else _tensor(img)
     pixels = pixels if pixels.is_floating_point() else pixels.double()
     low, high = (end.item() for end in pixels.aminmax())
-    if high > 1:
+    if high > 1 + _SLACK:
         raise ValueError(f"The input image should np.float32 in the range [0, 1], got {high}")
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight should be in the range [0, 1]. Got: {image_weight}")
     warn_of_flat([high - low], "img", stacklevel=3)
+    pixels = pixels if high <= 1 else pixels.clamp(max=1)
     planes = pixels if isinstance(img, Tensor) and img.ndim == 3 and len(img) == 3 else pixels.movedim(-1, 0)
     maps = (mask.detach() if isinstance(mask, Tensor) else _tensor(mask)).to(pixels.device)
     heat = table(colormap) if use_rgb else table(colormap)[:, ::-1].copy()
@@ -125,13 +130,14 @@ def _pictures(image: Any) -> Tensor:
         )
     if x.dtype != torch.uint8:
         lows, highs = (ends.tolist() for ends in (x.amin((1, 2, 3)), x.amax((1, 2, 3))))
-        if not all(low >= 0 and high <= 1 for low, high in zip(lows, highs, strict=True)):
+        if not all(-_SLACK <= low <= high <= 1 + _SLACK for low, high in zip(lows, highs, strict=True)):
             low, high = min(lows), max(highs)
             raise ValueError(
                 f"image must be in [0, 1] or uint8, got {low:.3g} to {high:.3g}: "
                 "pass the picture itself, not the normalised input"
             )
         warn_of_flat([high - low for low, high in zip(lows, highs, strict=True)], "image", stacklevel=4)
+        x = x if min(lows) >= 0 and max(highs) <= 1 else x.clamp(0, 1)
     return x
 
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
+SMOOTH = "antialiased"  # smooth where shrunk, hard pixels where enlarged: matplotlib's "auto", by its older name
 
 
 class Scale(NamedTuple):
@@ -41,20 +42,28 @@ def scale_of(values: np.ndarray, clip: float | None = 99.0, colormap: str | None
     return Scale(0.0, limit, colormap or SEQUENTIAL)
 
 
-def show_picture(ax: Axes, picture: np.ndarray, title: str = "") -> AxesImage:
-    """A picture `(H, W)`, grey, or `(H, W, 3)`, in [0, 1] or uint8, each pixel a square."""
+def show_picture(ax: Axes, picture: np.ndarray, title: str = "", interpolation: str = "nearest") -> AxesImage:
+    """A picture `(H, W)`, grey, or `(H, W, 3)`, in [0, 1] or uint8, each pixel a square.
+
+    interpolation   matplotlib's; SMOOTH where there may be more pixels than are shown
+    """
     top = 255 if picture.dtype == np.uint8 else 1
-    shown = ax.imshow(picture, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+    shown = ax.imshow(picture, cmap="gray", vmin=0, vmax=top, interpolation=interpolation)
     _bare(ax, title)
     return shown
 
 
 def show_map(
-    ax: Axes, values: np.ndarray, title: str = "", scale: Scale | None = None, colorbar: bool = True
+    ax: Axes,
+    values: np.ndarray,
+    title: str = "",
+    scale: Scale | None = None,
+    colorbar: bool = True,
+    interpolation: str = "nearest",
 ) -> AxesImage:
-    """A map `(H, W)` in the colours of the scale, by default its own."""
+    """A map `(H, W)` in the colours of the scale, by default its own; interpolation as for a picture."""
     low, high, colormap = scale or scale_of(values)
-    shown = ax.imshow(values, cmap=colormap, vmin=low, vmax=high, interpolation="nearest")
+    shown = ax.imshow(values, cmap=colormap, vmin=low, vmax=high, interpolation=interpolation)
     _bare(ax, title)
     if colorbar:
         add_colorbar(ax, shown)
@@ -82,6 +91,14 @@ def mosaic(tiles: np.ndarray, columns: int | None = None, gap: int = 1, fill: fl
     whole = whole.reshape(rows, columns, *whole.shape[1:]).swapaxes(1, 2)  # (rows, h + gap, columns, w + gap, ...)
     whole = whole.reshape(rows * (h + gap), columns * (w + gap), *tiles.shape[3:])
     return whole[: len(whole) - gap, : whole.shape[1] - gap]
+
+
+def room_of(ax: Axes) -> float:
+    """The width in inches that a title has."""
+    place = ax.get_subplotspec()
+    if place is None or ax.figure.get_layout_engine() is None:
+        return ax.bbox.width / ax.figure.dpi
+    return ax.figure.bbox.width / ax.figure.dpi / place.get_gridspec().ncols  # axes have no size yet
 
 
 def _bare(ax: Axes, title: str) -> None:

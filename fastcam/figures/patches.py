@@ -6,10 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from fastcam.figures.panels import mosaic, scale_of, show_picture
+from fastcam.figures.panels import SMOOTH, mosaic, scale_of, show_picture
 
 _PAPER = 1.0  # between tiles
-_LARGE = 48  # pixels a side, above which a figure shows fewer pixels than there are
 
 
 def show_block(ax: Axes, patches: np.ndarray, projections: np.ndarray | None, title: str = "") -> AxesImage:
@@ -29,9 +28,7 @@ def show_block(ax: Axes, patches: np.ndarray, projections: np.ndarray | None, ti
     wholes = [mosaic(t.astype(np.float32), side, gap, _PAPER) for t in tiles]
     between = np.full((wholes[0].shape[0], 2 * gap, *wholes[0].shape[2:]), _PAPER, np.float32)
     whole = np.concatenate([wholes[0], between, wholes[1]], 1) if wholes[1:] else wholes[0]
-    shown = show_picture(ax, whole, title)
-    if max(height, width) > _LARGE:
-        shown.set_interpolation("antialiased")
+    shown = show_picture(ax, whole, title, SMOOTH)
     ax.set_xlim(-0.5 - 3 * gap, whole.shape[1] - 0.5 + 3 * gap)  # what belongs together is nearer
     for spine in ax.spines.values():
         spine.set_visible(False)

@@ -62,7 +62,7 @@ class Attribution(Result):
         self,
         ax: Any = None,
         *,
-        image: int | Sequence[int] | None = 0,
+        image: int | Sequence[int] | None = None,
         reduce: str = "max",
         clip: float | None = 99.0,
         colormap: str | None = None,
@@ -77,11 +77,12 @@ class Attribution(Result):
         drawn from -limit to limit; images of one channel have no map of their own beside it.
 
         ax            three or four Axes a row; by default those of a new figure
-        image         which of the batch: an index, several, or None for all
+        image         which of the batch: an index, several, or None for all of them
         reduce        how channels become a map, as in `map`
         clip          the limit is this percentile of the absolute values; None for the largest
         colormap      of the maps, instead of the rule's own
-        picture       the images as they are shown, in [0, 1] or uint8: one, or one an image of the batch
+        picture       the images as they are shown, in [0, 1] or uint8, `(k, H, W)` tensors, `(H, W, k)` arrays or
+                      PIL's: one for each image of the batch, or, where one image is drawn, that one
         mean, std     of pictures in [0, 1], from which the inputs were made; without these and pictures the input is
                       scaled from its least to its largest value
         class_names   by class index
@@ -90,7 +91,10 @@ class Attribution(Result):
         options = {"image": image, "reduce": reduce, "clip": clip, "colormap": colormap, "picture": picture}
         return super().plot(ax, **options, mean=mean, std=std, class_names=class_names)
 
-    def _layout(self, image: int | Sequence[int] | None = 0, **_: Any) -> Layout:
+    def _tensors(self) -> dict[str, Tensor | None]:
+        return super()._tensors() | {"image": self.image, "outputs": self.outputs}
+
+    def _layout(self, image: int | Sequence[int] | None = None, **_: Any) -> Layout:
         from fastcam.figures.canvas import Layout
 
         if self.image.ndim != 4:
@@ -102,7 +106,7 @@ class Attribution(Result):
     def _draw(
         self,
         axes: np.ndarray,
-        image: int | Sequence[int] | None = 0,
+        image: int | Sequence[int] | None = None,
         reduce: str = "max",
         clip: float | None = 99.0,
         colormap: str | None = None,
@@ -116,7 +120,7 @@ class Attribution(Result):
         T, chosen = self._per_image, self._chosen(image)
         shape = (-1, T, *self.data.shape[-3:])
         values, maps = self.data.reshape(shape), self.map(reduce).reshape(-1, T, *self.data.shape[-2:])
-        pictures = pictures_of(self.image, picture, mean, std)
+        pictures = dict(zip(chosen, pictures_of(self.image, picture, mean, std, chosen), strict=True))
         titles = "input", str(self.settings.get("method", "attribution")), _MAP_TITLES[reduce], "overlay"
         places = [(n, t) for n in chosen for t in range(T)]
         for row, (n, t) in zip(axes, places, strict=True):
@@ -132,13 +136,13 @@ class Attribution(Result):
 
     def _chosen(self, image: int | Sequence[int] | None) -> list[int]:
         B = len(self.image)
-        wanted = list(range(B)) if image is None else [image] if isinstance(image, int) else list(image)
-        for n in wanted:
-            if not -B <= n < B:
-                raise ValueError(f"image must be among the {B} of the batch, got {n}")
-        if not wanted:
+        given = range(B) if image is None else np.atleast_1d(np.asarray(image)).tolist()
+        for n in given:
+            if not isinstance(n, int) or isinstance(n, bool) or not -B <= n < B:
+                raise ValueError(f"image must be among the {B} of the batch, got {n!r}")
+        if not len(given):
             raise ValueError("image is empty: give at least one index, or None for all")
-        return wanted
+        return [n % B for n in given]
 
 
 _MAP_TITLES = {
@@ -150,27 +154,54 @@ _MAP_TITLES = {
 }
 
 
-def pictures_of(x: Tensor, picture: Any = None, mean: Any = None, std: Any = None) -> list[np.ndarray]:
+def pictures_of(
+    x: Tensor, picture: Any = None, mean: Any = None, std: Any = None, chosen: Sequence[int] | None = None
+) -> list[np.ndarray]:
     """What an input `(B, k, H, W)` is shown as: for each image `(H, W)` in grey or `(H, W, 3)`, in [0, 1].
 
     picture, mean, std   as in `Attribution.plot`
+    chosen               which images of the batch; None for all
     """
+    places = list(range(len(x)) if chosen is None else chosen)
     if picture is not None:
         from fastcam.figures.overlays import pixels_of
 
-        given = [picture] if getattr(picture, "ndim", 4) < 4 and len(x) == 1 else list(picture)
-        if len(given) != len(x):
-            raise ValueError(f"picture must be one or {len(x)} for {len(x)} images, got {len(given)}")
-        pixels = [pixels_of(p) for p in given]
+        single = _is_single(picture, tuple(x.shape[-2:]))
+        given = [picture] if single else list(picture)
+        if single and len(places) == 1:
+            places = [0]
+        elif len(given) != len(x):
+            some = "one picture, or " if len(places) == 1 else ""
+            raise ValueError(
+                f"picture must be {some}one for each of the {len(x)} images of the batch, got {len(given)}"
+            )
+        pixels = [pixels_of(_as_array(given[n])) for n in places]
         for p in pixels:
             if p.shape[:2] != tuple(x.shape[-2:]):
                 raise ValueError(f"picture must be of the input's size {tuple(x.shape[-2:])}, got {p.shape[:2]}")
         return pixels
+    x = x[places]
     if mean is not None or std is not None:
         return [shown(p) for p in Images(x, mean=mean, std=std).pictures]
     wide = x.detach().float()
     low, high = wide.amin((1, 2, 3), keepdim=True), wide.amax((1, 2, 3), keepdim=True)
     return [shown(p) for p in (wide - low) / (high - low).clamp(min=1e-30)]
+
+
+def _as_array(picture: Any) -> Any:
+    """A picture of PIL's as an array; others as they are."""
+    return np.asarray(picture.convert("RGB")) if hasattr(picture, "convert") else picture
+
+
+def _is_single(picture: Any, size: tuple[int, ...]) -> bool:
+    """Whether it is one picture, and not one for each of several images."""
+    if hasattr(picture, "convert"):
+        return True
+    shape = tuple(getattr(picture, "shape", ()))
+    if len(shape) != 3:
+        return len(shape) == 2
+    k = shape[0] if isinstance(picture, Tensor) else shape[2]
+    return k in (1, 3) and (shape[1:] if isinstance(picture, Tensor) else shape[:2]) == size
 
 
 def captions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastcam.images import check_contrast
 from fastcam.inputs import Inputs, inputs_of
+from fastcam.layers import image_channel_dim, layer_name
 from fastcam.methods import ATTENTION, METHODS
 from fastcam.methods.base import BaseCAM
 from fastcam.methods.many import explain
@@ -17,7 +20,7 @@ from fastcam.record import call, evaluation, owned, unwrap
 from fastcam.results import Result
 from fastcam.targets import Targets, are_callables, class_indices, find_logits, logits_of, per_image, scores
 from fastcam.visualize import SALIENCY, GuidedGradCAM, InputGradient
-from fastcam.visualize.attribution import Attribution, ClassNames, captions, pictures_of
+from fastcam.visualize.attribution import REDUCTIONS, Attribution, ClassNames, captions, pictures_of
 
 if TYPE_CHECKING:
     from fastcam.figures.canvas import Layout
@@ -31,6 +34,7 @@ class Comparison(Result):
     maps      by name, each `(B, H, W)` or `(B, T, H, W)`
     target    the classes that were explained, `(B,)` or `(B, T)`; None for callables
     score     their scores, likewise
+    layer     that of the methods that look at one, or several; None without such methods
     image     the input `(B, k, H, W)`, detached
     outputs   the logits, detached; None if the model gives none
     """
@@ -67,6 +71,9 @@ class Comparison(Result):
         """
         options = {"overlay": overlay, "clip": clip, "colormap": colormap, "picture": picture, "mean": mean}
         return super().plot(ax, **options, std=std, class_names=class_names)
+
+    def _tensors(self) -> dict[str, Tensor | None]:
+        return super()._tensors() | {"image": self.image, "outputs": self.outputs}
 
     def _layout(self, **_: Any) -> Layout:
         from fastcam.figures.canvas import Layout
@@ -131,7 +138,7 @@ def compare(
     reduce    how the channels of attributions become a map, see `Attribution.map`
     the others   as for `explain`
     Raises ValueError for an unknown method, a name that comes twice, maps that are not of the input's size, and what
-    the methods raise.
+    the methods raise; warns once of images of nearly no contrast (`check_contrast`).
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
     >>> result = compare(model, torch.rand(2, 1, 8, 8), ["gradcam", "saliency"], targets=1, layers="0")
@@ -142,7 +149,10 @@ def compare(
     image = inputs.image
     if image.ndim != 4:
         raise ValueError(f"input_tensor must be images (B, k, H, W), got {tuple(image.shape)}")
+    check_contrast(image, name="input_tensor", stacklevel=3)
     chosen = _named_methods(methods)
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
     if others := [name for name in options or {} if name not in chosen]:
         raise ValueError(f"options are given for {others[0]!r}, which is not among the methods")
     logits, score, classes = _asked(model, inputs, targets)
@@ -151,19 +161,27 @@ def compare(
     answers = _cam_maps(model, inputs, cams, layers, targets, options or {}, reshape_transform)
     maps: dict[str, Tensor] = {}
     unit: list[str] = []
+    looked: list[str] = []  # at these layers
     expected = (len(image), *([] if per_image(targets) is None else [per_image(targets)]), *image.shape[2:])
     for name, method in chosen.items():
         if name in answers:
             found = {name if len(answers[name]) == 1 else f"{name} {where}": m for where, m in answers[name].items()}
             unit += found
+            looked += [where for where in answers[name] if where != "all layers"]
         else:
             made = _made(method, model, layers, reshape_transform, (options or {}).get(name, {}))
-            found = {name: _maps_by(made, input_tensor, inputs, targets, reduce)}
+            m, where = _maps_by(made, input_tensor, inputs, targets, reduce)
+            found = {name: m}
+            looked += where
         for title, m in found.items():
             if m.shape != expected:
                 raise ValueError(f"the maps of {title!r} must be {tuple(expected)}, got {tuple(m.shape)}")
             maps[title] = m.to(logits.device if logits is not None else m.device, torch.float32)
-    about: dict[str, Any] = {"target": classes, "score": score, "settings": {"methods": list(maps), "reduce": reduce}}
+    names = list(dict.fromkeys(looked))
+    given = {name: dict(one) for name, one in (options or {}).items()}
+    settings = {"methods": list(maps), "layers": names, "options": given, "reduce": reduce}
+    about: dict[str, Any] = {"target": classes, "score": score, "settings": settings}
+    about["layer"] = names[0] if len(names) == 1 else names or None
     return Comparison(maps, image=image.detach(), outputs=logits, unit=unit, **about)
 
 
@@ -178,7 +196,9 @@ def _named_methods(methods: Any) -> dict[str, Any]:
         if isinstance(method, str):
             known = by_class.get(method, method)
             if known not in classes:
-                raise ValueError(f"methods must be among {', '.join(classes)}, classes or callables, got {method!r}")
+                near = difflib.get_close_matches(method.lower(), classes, n=5, cutoff=0.3)
+                hint = f"; the nearest names: {', '.join(near)}" if near else ""
+                raise ValueError(f"methods must be names, classes or callables, no method is {method!r}{hint}")
             name, method = name or known, classes[known]
         elif not callable(method):
             raise ValueError(f"methods must be names, classes or callables, got {method!r}")
@@ -235,8 +255,19 @@ def _made(method: Any, model: nn.Module, layers: Any, reshape_transform: Any, op
     return method(model, *bound, **options)
 
 
-def _maps_by(method: Any, input_tensor: Any, inputs: Inputs, targets: Targets, reduce: str) -> Tensor:
+def _maps_by(method: Any, input_tensor: Any, inputs: Inputs, targets: Targets, reduce: str) -> tuple[Tensor, list[str]]:
+    """The maps, and the layers that were looked at as far as that is known."""
     if isinstance(method, BaseCAM):
-        return method.attribute(inputs, targets)
-    given = method(inputs if isinstance(method, InputGradient) else input_tensor, targets)
-    return given.map(reduce) if isinstance(given, Attribution) else torch.as_tensor(given).detach()
+        return method.attribute(inputs, targets), [layer_name(method.model, m) for m in method.target_layers or []]
+    if isinstance(method, InputGradient):
+        channel = image_channel_dim(unwrap(method.model), inputs.image) - inputs.image.ndim
+        data = method.attribute(inputs, targets)  # which warns of nothing that was warned of
+        return REDUCTIONS[reduce](data, channel), _listed(method._layer(inputs))
+    given = method(input_tensor, targets)
+    if isinstance(given, Attribution):
+        return given.map(reduce), _listed(given.layer)
+    return torch.as_tensor(given).detach(), []
+
+
+def _listed(layer: str | list[str] | None) -> list[str]:
+    return [] if layer is None else [layer] if isinstance(layer, str) else layer

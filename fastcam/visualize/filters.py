@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastcam.results import Result
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fastcam.figures.panels import Scale
 
 _SIDE, _SIDE_OF_SINGLE, _FILTERS = 64, 512, 1024  # what is drawn where no limit is given
+_AT_ONCE = 2**20  # values
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ class KernelFigure(Result):
             raise ValueError("rgb shows all three input channels: leave out inputs and reduce, or pass rgb=False")
         self._rgb = may_be_rgb and of_all and (first if options.rgb is None else options.rgb)
         self._single = data[0, 0].numel() == 1
-        norms = data.detach().flatten(1).double().norm(dim=1)
-        self._norms = norms.cpu().numpy()
+        self._norms = _norms(data.detach().flatten(1)).cpu().numpy()
         self._dead = self._norms <= 1e-6 * np.median(self._norms)
         self._chosen()  # here, so that a channel that is not there is found before a figure is made
 
@@ -161,6 +162,17 @@ class KernelFigure(Result):
         elif self._rgb:
             notes.append(f"grey is 0, max |w| {float(self.data.abs().max()):.3g}")
         return ", ".join([text, *notes])
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Those of rows `(out, n)`, in float64, a few rows at once: all of the weights in it would be twice their size."""
+    step = max(1, _AT_ONCE // max(1, rows.shape[1]))
+    norms = rows.new_empty(len(rows), dtype=torch.float64)
+    wide = rows.new_empty(min(step, len(rows)), rows.shape[1], dtype=torch.float64)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        norms[start : start + step] = torch.linalg.vector_norm(wide[: len(part)].copy_(part), dim=1)
+    return norms
 
 
 def _reduced(kernels: np.ndarray, how: str) -> np.ndarray:

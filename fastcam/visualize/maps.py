@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fastcam.images import check_contrast
 from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import find_layers, layer_name
 from fastcam.record import unwrap
-from fastcam.results import _DPI, Result
+from fastcam.results import _DPI, Result, write
 from fastcam.visualize.capture import captured, in_space
 from fastcam.visualize.selection import check_one_of, indices_of, selected
 
@@ -158,17 +158,13 @@ class LayerMaps(dict[str, FeatureMaps]):
         return axes.item() if axes.size == 1 else axes[:, 0]
 
     def save(self, path: str | os.PathLike[str], *, dpi: int = _DPI, **options: Any) -> None:
-        """Write them: `.pt` holds a dictionary of tensors, `.npz` an array a layer, other suffixes the figure."""
-        from fastcam.figures import canvas
+        """Write them: `.pt` holds a dictionary of tensors, `.npz` an array a layer, other suffixes the figure.
 
-        path = Path(path)
-        if path.suffix == ".pt":
-            torch.save({name: found.data for name, found in self.items()}, path)
-        elif path.suffix == ".npz":
-            arrays: dict[str, Any] = {name: found.numpy() for name, found in self.items()}
-            np.savez_compressed(path, **arrays)
-        else:
-            canvas.write(self._axes(pyplot=False, **options)[0, 0].figure, path, dpi)
+        `torch.load(path)` and `np.load(path)` give them by the layers' names. ValueError for a suffix that names no
+        format.
+        """
+        tensors = {name: found.data for name, found in self.items()}
+        write(Path(path), tensors, lambda: self._axes(pyplot=False, **options)[0, 0].figure, dpi)
 
     def _repr_png_(self) -> bytes:
         from fastcam.figures import canvas
@@ -179,11 +175,14 @@ class LayerMaps(dict[str, FeatureMaps]):
         """Axes `(layers, 1)` with the mosaics drawn."""
         from fastcam.figures import canvas
 
+        for found in self.values():
+            found._check_options(options, type(self).__name__)
         layouts = [found._layout(**options) for found in self.values()]
         width, height = max(one.width for one in layouts), max(one.height for one in layouts)
         axes = canvas.axes_in(canvas.Layout(len(self), 1, width, height * len(self)), ax, pyplot)
-        for row, found in zip(axes, self.values(), strict=True):
-            found._draw(row, **options)
+        with canvas.discarded(axes) if ax is None and pyplot else nullcontext():
+            for row, found in zip(axes, self.values(), strict=True):
+                found._draw(row, **options)
         return axes
 
 
@@ -212,6 +211,7 @@ def feature_maps(
     Raises ValueError for an unknown layer, one that does not run or not that often; TypeError for a layer without a
     tensor. A layer's maps are drawn only where it has some: `.plot()` of a linear layer's `(B, C)` is a ValueError.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 8, 3))
     >>> feature_maps(model, torch.rand(2, 1, 8, 8), "0")
     FeatureMaps of 0: float32 (2, 4, 6, 6)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.batches import check_count
+from fastcam.images import check_contrast
 from fastcam.layers import find_layers
 from fastcam.record import owned, unwrap
 from fastcam.results import Images, shown
@@ -30,7 +31,7 @@ Box = tuple[int, int, int, int]
 class TopPatches(Images):
     """The patches that excite channels most, the best first; n channels, K patches of each.
 
-    data          `(n, K, k, h, w)`, model inputs; grey where the field reaches beyond the image
+    data          `(n, K, k, h, w)`, model inputs; the middle of their range where the field reaches beyond the image
     projections   `(n, K, k, h, w)`, signed; None if there are none
     score         `(n, K)`, the activations
     target        `(n,)`, the channels
@@ -77,7 +78,7 @@ class TopPatches(Images):
         best = [] if self.score is None else self.score[:, 0].tolist()
         for n, (ax, channel) in enumerate(zip(axes.flat, self.target.tolist(), strict=False)):
             patches = np.stack([shown(picture) for picture in self.pictures[n]])
-            title = f"channel {channel}, up to {best[n]:.3g}"
+            title = f"{self.layer}:{channel}, up to {best[n]:.3g}"
             show_block(ax, patches, None if projections is None else projections[n], title)
 
 
@@ -112,11 +113,13 @@ def top_patches(
                  max pooling passed on, nothing in a network without), "gradient" (the plain one), or None for none
     per_image    an image counts once, by the highest activation of its map; otherwise each position counts
     batch_size   images in a run of the model
-    mean, std    of the inputs, x = (picture - mean) / std, to show them; None: inputs are pictures in [0, 1]
+    mean, std    of the inputs, x = (picture - mean) / std, to show them. Without them inputs in [0, 1] are pictures,
+                 others are scaled from the least to the greatest value of all patches
     reshape_transform   turns the layer's output into `(B, C, h, w)`; None finds out how it lies, as for `GradCAM`
     progress     show a bar on stderr
 
-    Of equal activations the first wins, by image, row and column. Returns `TopPatches` on the model's device. Raises
+    Of equal activations the first wins, by image, row and column. Returns `TopPatches` on the model's device. Warns if
+    the first images have nearly no contrast (`check_contrast`). Raises
     ValueError for an unknown channel, a layer without maps, activations that are not a number, a data set without
     images, and for "guided" and "deconvnet" if no ReLU is met up to the layer; TypeError for what is no data set.
 
@@ -139,6 +142,7 @@ def top_patches(
             numbers = _existing(wanted, maps.shape[1], seen.name)
             winners = Winners(k, per_image, maps[:, numbers])
             _grey(mean, std, images[0])
+            check_contrast(images, mean, std, name="dataset", stacklevel=3)
             seen.projected(images[:1], [(numbers[0], 0, 0)])  # what is wrong is better said before a long run
         winners.add(maps[:, numbers], images)
     if winners is None:
@@ -161,24 +165,27 @@ def _assembled(
     images = [winners.images[n] for n in index]
     boxes, size = _boxes(seen, images, position)
     first = owned(seen.net, images[0])
-    grey = _grey(about["mean"], about["std"], first)
-    patches, projections = [grey] * len(images), [grey] * len(images)
+    zero, unknown = torch.zeros_like(first[:, :1, :1]), torch.full_like(first[:, :1, :1], float("nan"))
+    patches, projections = [zero] * len(images), [zero] * len(images)
     for rows in _batches(images, batch_size):
         batch = owned(seen.net, torch.stack([images[n] for n in rows]))
         gradients = seen.projected(batch, [neurons[n] for n in rows])
         for place, n in enumerate(rows):
-            patches[n] = cropped(batch[place], boxes[n], size, grey)
+            patches[n] = cropped(batch[place], boxes[n], size, unknown)
             if gradients is not None:
-                projections[n] = cropped(gradients[place], boxes[n], size, torch.zeros_like(grey))
-    device = first.device
+                projections[n] = cropped(gradients[place], boxes[n], size, zero)
+    device, data = first.device, torch.stack(patches)
+    limits = _limits(data, about)
+    data = torch.where(data.isnan(), _grey(about["mean"], about["std"], first, sum(limits) / 2), data)
     return TopPatches(
-        torch.stack(patches).unflatten(0, shape),
+        data.unflatten(0, shape),
         None if seen.projection is None else torch.stack(projections).unflatten(0, shape),
         winners.index.to(device),
         winners.position.to(device),
         torch.tensor(boxes, device=device).unflatten(0, shape),
         mean=about["mean"],
         std=about["std"],
+        value_range=limits,
         titles=[f"channel {n}" for n in numbers],
         target=torch.tensor(numbers, device=device),
         score=winners.score,
@@ -212,9 +219,17 @@ def _batches(images: list[Tensor], size: int) -> Iterable[list[int]]:
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _grey(mean: Any, std: Any, image: Tensor) -> Tensor:
+def _limits(patches: Tensor, about: dict[str, Any]) -> tuple[float, float]:
+    """The range of pictures, or, without mean and std, of patches that are none; NaN is where there is no image."""
+    if about["mean"] is not None or about["std"] is not None:
+        return 0.0, 1.0
+    low, high = (end.item() for end in patches[~patches.isnan()].aminmax())
+    return (low, high) if (low < 0 or high > 1) and low < high else (0.0, 1.0)
+
+
+def _grey(mean: Any, std: Any, image: Tensor, middle: float = 0.5) -> Tensor:
     """The input `(k, 1, 1)` of a grey picture."""
-    grey = torch.full((len(image), 1, 1), 0.5, device=image.device, dtype=image.dtype)
+    grey = torch.full((len(image), 1, 1), middle, device=image.device, dtype=image.dtype)
     for name, given in (("mean", mean), ("std", std)):
         if given is None:
             continue
