@@ -309,6 +309,8 @@ def test_half_precision(dtype):
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         maximize(tiny(), "body:1", **{"size": 20, "steps": 4, **options})
+    with pytest.raises(TypeError, match="std must be one number or 3, one a channel, got 'wide'"):
+        maximize(tiny(), "body:1", size=20, std="wide")
     with pytest.raises(ValueError, match="begins with a Conv2d, Sequential has no convolution"):
         maximize(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "1:0", size=2)
 

@@ -70,7 +70,10 @@ def _size(given: Any) -> tuple[int, int]:
 
 
 def _per_channel(name: str, given: Any, otherwise: float, channels: int) -> Tensor:
-    values = torch.as_tensor(otherwise if given is None else given, dtype=torch.float64).reshape(-1, 1, 1)
+    try:
+        values = torch.as_tensor(otherwise if given is None else given, dtype=torch.float64).reshape(-1, 1, 1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be one number or {channels}, one a channel, got {given!r}") from error
     if len(values) not in (1, channels):
         raise ValueError(f"{name} must be one number or {channels}, one a channel, got {len(values)}")
     if not bool(values.isfinite().all()):
