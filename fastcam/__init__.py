@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from fastcam.visualize.inversion import invert as invert
     from fastcam.visualize.maps import FeatureMaps as FeatureMaps
     from fastcam.visualize.maps import feature_maps as feature_maps
+    from fastcam.visualize.maximization import Maximized as Maximized
     from fastcam.visualize.maximization import maximize as maximize
     from fastcam.visualize.objectives import Objective as Objective
     from fastcam.visualize.patches import TopPatches as TopPatches
@@ -122,7 +123,7 @@ _WHERE = {
     "fastcam.visualize.integrated": ("IntegratedGradients",),
     "fastcam.visualize.attribution": ("Attribution",),
     "fastcam.visualize.comparison": ("compare", "Comparison"),
-    "fastcam.visualize.maximization": ("maximize",),
+    "fastcam.visualize.maximization": ("maximize", "Maximized"),
     "fastcam.visualize.objectives": ("Objective",),
     "fastcam.model_targets": (
         *("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget"),

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fastcam import ClassifierOutputTarget, Objective, maximize
 from fastcam.visualize.ascent import frame_of
-from fastcam.visualize.evaluation import evaluator
+from fastcam.visualize.evaluation import evaluator, look, objectives_of
 from fastcam.visualize.forward import differentiable
-from fastcam.visualize.maximization import _bound, _look
 from fastcam.visualize.objectives import listed
 
 from models import small_vit, tiny
 
 
 def values(net, given, x, variants=1):
-    sites, classes, goals = _bound(net, frame_of(net, x.shape[2:], None, None), given, None)
+    sites, classes, goals = objectives_of(net, frame_of(net, x.shape[2:], None, None), given, None)
     assert len(goals) == len(x)
     with differentiable(net, list(sites), complete=classes is not None) as run:
         return evaluator(goals, sites, variants, x.device)(run(x))
@@ -85,7 +85,7 @@ def test_tokens_have_channels_last():
 
 def test_ranges():
     net = tiny()
-    wide = lambda layer: {"body": 12, "logit": 5}[layer]  # noqa: E731
+    wide = lambda layer: {"body": 12, net.body: 12, "logit": 5}[layer]  # noqa: E731
     assert [str(o) for o in listed(["body:1-3", "logit:*"], None, wide)] == [
         *("body:1", "body:2", "body:3", "logit:0", "logit:1", "logit:2", "logit:3", "logit:4")
     ]
@@ -106,7 +106,7 @@ def test_what_is_read_is_the_layers_own_output():
     "given, channels, message",
     [
         ("body:12", None, "no channel 12 in body: it has 12 channels, 0 to 11"),
-        ("body", [3, 40], "no channel 40 in body"),
+        ("body", [3, 40], "channels must be from 0 to 11, there are 12 channels in body: got 40"),
         ("head:5", None, "no channel 5 in head: it has 5 channels"),
         ("logit:5", None, "no class 5: the model has 5 classes, 0 to 4"),
         ("boddy:1", None, "no layer 'boddy' in the model TinyNet; the nearest names: .*body"),
@@ -117,6 +117,11 @@ def test_what_is_read_is_the_layers_own_output():
         (nn.ReLU(), None, "which channels of the ReLU"),
         ("body:x", None, "objective 'body:x' is not understood: expected"),
         ("body:1", [2], "channels= goes with a layer"),
+        ("body", [], "channels chooses none of the 12 channels in body"),
+        ("logit", -6, "channels must be from 0 to 4, there are 5 classes: got -6"),
+        ("body:1 - body:2", None, 'a sum, which no text is: write Objective\\("layer:1"\\) - Objective'),
+        ("body:1+body:2@1,1", None, "is a sum"),
+        ("0.5 * body:1", None, "is a sum"),
         ("stem.*:1", None, "of one layer, 'stem.\\*' means 3: stem.0, stem.1"),
         ([], None, "no objective"),
         (Objective.direction("body", torch.ones(3)), None, "a direction in body has 12 numbers, got shape \\(3,\\)"),
@@ -133,4 +138,30 @@ def test_bad_texts():
         Objective("body:0-3")
     with pytest.raises(TypeError, match="objective must be a text.*got float"):
         maximize(tiny(), 3.0, size=20, steps=1)
-    assert _look(tiny(), frame_of(tiny(), 20, None, None), [], True)[1] == 5
+    assert look(tiny(), frame_of(tiny(), 20, None, None), [], True)[1] == 5
+
+
+@pytest.mark.parametrize(
+    "channels, meant",
+    [
+        (np.int64(3), [3]),
+        (torch.tensor(3), [3]),
+        (slice(8, None, 2), [8, 10]),
+        (range(2, 4), [2, 3]),
+        ((n for n in (1, 0)), [1, 0]),
+        (torch.tensor([4, 2]), [4, 2]),
+        ([np.int32(5), -1], [5, 11]),
+    ],
+)
+def test_channels_are_any_whole_numbers(channels, meant):
+    net = tiny()
+    goals = objectives_of(net, frame_of(net, 20, None, None), net.body, channels)[2]
+    assert [o.terms[0][1].given for o in goals] == meant
+
+
+@pytest.mark.parametrize(
+    "channels", [1.7, True, [1, 2.0], [False], "3", torch.tensor(1.0), torch.tensor([True]), [None]]
+)
+def test_channels_that_are_no_whole_numbers(channels):
+    with pytest.raises(TypeError, match="channels must be"):
+        maximize(tiny(), "body", channels=channels, size=20, steps=1)

@@ -34,7 +34,7 @@ PUBLIC = [
     *("Dream", "Inversion", "deep_dream", "invert"),
     *("FeatureMaps", "feature_maps", "kernel_figure", "layer_weights", "plot_kernels"),
     *("Attribution", "Comparison", "InputXGradient", "IntegratedGradients", "Saliency", "SmoothGrad", "compare"),
-    *("Objective", "maximize"),
+    *("Maximized", "Objective", "maximize"),
     *("show_factorization_on_image", "sobel_cam", "swinT_reshape_transform", "vit_reshape_transform"),
 ]
 

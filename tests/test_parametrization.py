@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcam.visualize.parametrization import PARAMETRIZATIONS, Fourier, Maco, Pixels, colour_root
+from fastcam.visualize.parametrization import PARAMETRIZATIONS, Fourier, Maco, Pixels, colour_root, parametrization_of
 
 SIZES = [(8, 8), (7, 7), (6, 9), (9, 6), (1, 5), (28, 28)]
 generator = torch.Generator().manual_seed(0)
@@ -123,3 +123,18 @@ def test_the_colours_are_those_of_scikit_learns_photographs():
     pixels = np.concatenate([i.reshape(-1, 3) for i in load_sample_images().images]) / 255.0
     root = colour_root(3)
     np.testing.assert_allclose((root @ root.T).numpy(), np.corrcoef(pixels.T), atol=0.02)
+
+
+def test_what_settles_begins_with_the_same_pictures():
+    made = Fourier((3, 9, 12), colour_root(3))
+    numbers = made.start([torch.Generator().manual_seed(3)])
+    fine = made.settled()
+    torch.testing.assert_close(fine.pictures(fine.numbers(made.pictures(numbers))), made.pictures(numbers))
+    assert Pixels((3, 9, 12)).settled() is None and Maco((3, 9, 12)).settled() is None
+
+
+def test_own_pictures_give_colours_and_a_spectrum_of_the_size_asked_for():
+    own = pictures(4, 3, 20, 16)
+    torch.testing.assert_close(parametrization_of("fourier", (3, 9, 12), True, own).colours, colour_root(3, own))
+    assert parametrization_of("fourier", (3, 9, 12), False, own).colours is None
+    assert parametrization_of("maco", (3, 9, 12), True, own).magnitude.shape == (3, 9, 7)

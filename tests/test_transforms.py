@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fastcam.visualize.transforms import Moves
+from fastcam.visualize.transforms import Moves, moves_of, named
 
 
 def generators(*seeds):
@@ -70,3 +70,12 @@ def test_beyond_the_edges_is_grey_and_the_shape_stays():
     moved = moves(pictures, moves.matrices(moves.draw(generators(1, 2, 3), 1)[0], 17, 28))
     assert moved.shape == pictures.shape and moved.min() >= 0.5 and moved.max() <= 1 + 1e-6
     assert (moved == 0.5).any()
+
+
+def test_what_a_user_may_ask_for():
+    assert moves_of("auto", True) == moves_of(True, False) == Moves() and named(Moves()) == repr(Moves())
+    assert moves_of("auto", False) is moves_of(False, True) is moves_of(None, True) is named(None) is None
+    flip = torch.fliplr
+    assert moves_of(flip, True) is flip and named(flip) == "fliplr" and named(torch.nn.Identity()) == "Identity"
+    with pytest.raises(ValueError, match='transforms must be "auto", True, None, a Moves or a callable, got 0.1'):
+        moves_of(0.1, True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,23 +46,38 @@ class Frame(NamedTuple):
 def frame_of(net: nn.Module, size: Any, mean: Any, std: Any) -> Frame:
     """The frame for a model whose first convolution takes k channels; ValueError where no picture fits."""
     first = first_convolution(net)
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ValueError(f"size must be a number of pixels or (H, W), got {size!r}")
+    height, width = _size(size)
     if first is None or first.weight.ndim != 4:
         found = "no convolution" if first is None else f"a {type(first).__name__} first"
         raise ValueError(f"images are made for a model that begins with a Conv2d, {type(net).__name__} has {found}")
     weight, k = first.weight, first.in_channels
     precision = torch.float64 if weight.dtype == torch.float64 else torch.float32
     mean, std = (_per_channel(n, v, d, k).to(weight.device) for n, v, d in (("mean", mean, 0.0), ("std", std, 1.0)))
+    if not bool((std > 0).all()):
+        raise ValueError(f"std must be above 0, got {std.flatten().tolist()}")
     low, high = ((end - mean) / std for end in (0.0, 1.0))
     return Frame((k, height, width), low.to(precision), high.to(precision), weight.dtype)
 
 
+def _size(given: Any) -> tuple[int, int]:
+    sides = [given, given] if isinstance(given, int | np.integer) else given
+    if isinstance(sides, Tensor | np.ndarray):
+        sides = sides.tolist()
+    whole = isinstance(sides, list | tuple) and len(sides) == 2 and all(isinstance(n, int | np.integer) for n in sides)
+    if not whole or min(sides) < 1 or any(isinstance(n, bool) for n in sides):
+        raise ValueError(f"size must be a whole number of pixels or (H, W), got {given!r}")
+    return int(sides[0]), int(sides[1])
+
+
 def _per_channel(name: str, given: Any, otherwise: float, channels: int) -> Tensor:
-    values = torch.as_tensor(otherwise if given is None else given, dtype=torch.float64).reshape(-1, 1, 1)
+    try:
+        values = torch.as_tensor(otherwise if given is None else given, dtype=torch.float64).reshape(-1, 1, 1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be one number or {channels}, one a channel, got {given!r}") from error
     if len(values) not in (1, channels):
         raise ValueError(f"{name} must be one number or {channels}, one a channel, got {len(values)}")
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {values.flatten().tolist()}")
     return values.expand(channels, 1, 1)
 
 
@@ -70,7 +86,7 @@ class Ascent:
     """How a batch of images climbs.
 
     moves     what is done to a picture before the model sees it
-    moved     in how many steps at the start pictures are moved, if by `Moves`
+    moved     after how many steps pictures stand still and settle: they are moved by `Moves` up to there
     redirect  in how many steps at the start an image without a gradient gets one past its dead rectifiers
     history   after which steps, 1 and up, images are kept
     """
@@ -89,39 +105,45 @@ class Ascent:
     tick: Callable[[int], Any] = field(default=lambda images: None)
 
     def __call__(self, values: Values, seeds: Sequence[int], start: Tensor | None) -> dict[str, Tensor]:
-        """What the images became: "data", "score", "transparency", "curve", "history", and whether they "moved" at all.
+        """What the images became: "data", "score", "transparency", "curve", "history"; whether they "moved" at all, and
+        the scores they "began" at.
 
         values   the objectives of the batch
         seeds    one an image: those of the same seed start alike and are moved alike
         start    pictures `(n, k, H, W)` to begin with
         """
         numbers, place = self._numbers(seeds, start)
+        form, rate = self.parametrization, self.rate
         seen = numbers.new_zeros(len(seeds), *self.frame.shape[1:])
         alive = torch.zeros(len(seeds), dtype=torch.bool, device=numbers.device)
-        adam, curve, kept = _Adam(numbers, self.parametrization.momentum), [], []
+        adam, curve, kept = _Adam(numbers, form.momentum), [], []
         with differentiable(self.net, self.layers, complete=self.complete) as run:
+            began = self._scores(run, values, self._inputs(form, numbers)) if self.moves is not None else None
             for step in range(self.steps):
+                if step == self.moved and (fine := form.settled()) is not None:
+                    numbers, rate = fine.numbers(form.pictures(numbers.detach())), rate * fine.rate / form.rate
+                    form, adam = fine, _Adam(numbers, fine.momentum)
                 numbers = numbers.detach().requires_grad_()
-                picture = self.parametrization.pictures(numbers)
+                picture = form.pictures(numbers)
                 score, gradient = self._uphill(run, values, picture.detach(), place(step), step)
                 seen += gradient.abs().sum(1)
                 alive |= (gradient != 0).flatten(1).any(1)
                 (along,) = torch.autograd.grad(picture, numbers, gradient)
-                numbers = self.parametrization.within(numbers.detach() + self._rate(step) * adam(along))
+                numbers = form.within(numbers.detach() + rate * self._share(step) * adam(along))
                 curve.append(score)
                 if step + 1 in self.history:
-                    kept.append(self._inputs(numbers))
+                    kept.append(self._inputs(form, numbers))
                 self.tick(len(seeds))
-            data = self._inputs(numbers)
-            with torch.no_grad():
-                score = values(run(data))
+            data = self._inputs(form, numbers)
+            score = self._scores(run, values, data)
         found = {"data": data, "score": score, "transparency": seen, "moved": alive, "curve": torch.stack(curve, 1)}
+        found["began"] = curve[0] if began is None else began
         return {**found, "history": torch.stack(kept, 1)} if kept else found
 
-    def _rate(self, step: int) -> float:
-        """From the whole rate to 0 as a cosine, once while pictures are moved and once more behind that."""
+    def _share(self, step: int) -> float:
+        """Of the rate, from 1 to 0 as a cosine, once while pictures are moved and once more behind that."""
         begin, end = (0, self.moved) if step < self.moved else (self.moved, self.steps)
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
+        return 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
 
     def _numbers(self, seeds: Sequence[int], start: Tensor | None) -> tuple[Tensor, Callable[[int], Tensor | None]]:
         """Where the images begin, and how each is moved at a step; all random numbers are drawn here, on the CPU."""
@@ -164,10 +186,27 @@ class Ascent:
                     gradient = torch.where(dead.view(-1, 1, 1, 1), climb()[1], gradient)
         return score, gradient
 
-    def _inputs(self, numbers: Tensor) -> Tensor:
+    @staticmethod
+    def _scores(run: Run, values: Values, data: Tensor) -> Tensor:
+        with torch.no_grad():
+            return values(run(data))
+
+    def _inputs(self, form: Pixels, numbers: Tensor) -> Tensor:
         """As the model takes them, not a rounding outside the valid range."""
         with torch.no_grad():
-            return self.frame.inputs(self.parametrization.pictures(numbers).clamp(0, 1))
+            return self.frame.inputs(form.pictures(numbers).clamp(0, 1))
+
+
+def started(start: Any, frame: Frame, count: int) -> Tensor:
+    """Pictures for each of `count` images to begin with, of model inputs; TypeError or ValueError for others."""
+    if not isinstance(start, Tensor) or not start.is_floating_point():
+        given = f"a tensor of {start.dtype}" if isinstance(start, Tensor) else type(start).__name__
+        raise TypeError(f"start must be a floating-point tensor, got {given}")
+    if start.shape[1:] != frame.shape or len(start) not in (1, count):
+        raise ValueError(f"start must be ({count}, {', '.join(map(str, frame.shape))}), got {tuple(start.shape)}")
+    if not bool(start.isfinite().all()):
+        raise ValueError("start must be finite, it has nan or inf")
+    return frame.pictures(start).expand(count, -1, -1, -1)
 
 
 class _Adam:

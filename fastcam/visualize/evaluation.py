@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastcam.channels import channels_last
+from fastcam.inputs import Inputs
 from fastcam.layers import find_layers, layer_name
-from fastcam.targets import logits_of, scores
-from fastcam.visualize.forward import Seen
-from fastcam.visualize.objectives import Objective, Term, objective_of
+from fastcam.targets import find_logits, logits_of, scores
+from fastcam.visualize.ascent import Frame
+from fastcam.visualize.forward import Seen, differentiable
+from fastcam.visualize.objectives import Objective, Term, listed, objective_of
 
 
 class Site(NamedTuple):
@@ -53,6 +56,44 @@ def bound(objective: Objective, net: nn.Module, sites: dict[nn.Module, Site], cl
             term = replace(term, at=tuple(n // 2 for n in sites[term.layer].shape[1:]))  # type: ignore[index]
         terms.append((weight, term))
     return objective_of(terms)
+
+
+def objectives_of(
+    net: nn.Module, frame: Frame, given: Any, channels: Any
+) -> tuple[dict[nn.Module, Site], int | None, list[Objective]]:
+    """The layers that objectives speak of, the number of classes if they speak of the output, and the objectives."""
+
+    def width(layer: str | nn.Module) -> int:
+        if isinstance(layer, str) and layer == "logit":
+            return look(net, frame, [], complete=True)[1] or 0
+        module = resolved(net, layer)
+        return look(net, frame, [module], complete=False)[0][module].shape[0]
+
+    goals = listed(given, channels, width)
+    if not goals:
+        raise ValueError("there is no objective: the list of them, or of channels, is empty")
+    terms = [term for o in goals for _, term in o.terms]
+    layers = list(dict.fromkeys(resolved(net, t.layer) for t in terms if t.layer is not None))
+    sites, classes = look(net, frame, layers, complete=any(t.layer is None for t in terms))
+    return sites, classes, [bound(o, net, sites, classes) for o in goals]
+
+
+def look(
+    net: nn.Module, frame: Frame, layers: Sequence[nn.Module], complete: bool
+) -> tuple[dict[nn.Module, Site], int | None]:
+    """What one grey picture finds at the layers, and how many classes there are; None for an incomplete run."""
+    grey = frame.inputs(torch.full((1, *frame.shape), 0.5, dtype=frame.low.dtype, device=frame.low.device))
+    with differentiable(net, layers, complete=complete) as run, torch.no_grad():
+        seen = run(grey)
+    sites = {}
+    for layer in layers:
+        shape, name = seen.activations[layer].shape, layer_name(net, layer)
+        if len(shape) < 2 or shape[0] != 1:
+            raise ValueError(f"{name} gives {tuple(shape)} for one image, not (1, C) or (1, C, h, w)")
+        last = len(shape) == 3 or len(shape) == 4 and channels_last(net, layer, Inputs(grey), shape)
+        sites[layer] = Site(layer, name, tuple((*shape[-1:], *shape[1:-1]) if last else shape[1:]), last)
+    logits = find_logits(seen.output)
+    return sites, None if not complete else logits.shape[-1] if logits is not None else 0
 
 
 def _check_class(term: Term, classes: int | None) -> None:

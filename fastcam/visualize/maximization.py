@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcam.batches import BatchSize, check_count, in_batches
-from fastcam.channels import channels_last
-from fastcam.inputs import Inputs
-from fastcam.layers import layer_name
+from fastcam.batches import BatchSize, check_batch_size, check_count, in_batches
+from fastcam.images import check_contrast
 from fastcam.record import unwrap
 from fastcam.results import Images
-from fastcam.targets import find_logits
-from fastcam.visualize.ascent import Ascent, Frame, frame_of, joined
+from fastcam.visualize.ascent import Ascent, Frame, frame_of, joined, started
 from fastcam.visualize.crops import Crop, crop_for
-from fastcam.visualize.evaluation import Site, bound, evaluator, resolved
-from fastcam.visualize.forward import differentiable
-from fastcam.visualize.objectives import Objective, listed
-from fastcam.visualize.parametrization import PARAMETRIZATIONS, Maco, Pixels, colour_root
-from fastcam.visualize.transforms import Moves
+from fastcam.visualize.evaluation import Site, evaluator, objectives_of
+from fastcam.visualize.objectives import Objective
+from fastcam.visualize.parametrization import PARAMETRIZATIONS, parametrization_of
+from fastcam.visualize.transforms import Moves, moves_of, named
 
 if TYPE_CHECKING:
     from fastcam.figures.canvas import Layout
 
 _SHORT = 128  # fewer steps than this leave no time for more than the climb
 _FAR = 12.0  # rate times steps, at least: how far a short run gets, too
+_GENTLE = 0.1  # of the rate, where an image that is given is to be seen in the end, too
+_DROP = 1e-3  # of a score's size, below its beginning: more than rounding
 _GREY = 4  # random pictures by which a crop is judged
 
 
@@ -41,7 +41,9 @@ class Maximized(Images):
     score          `(N,)`, each image's own objective for the image as it is
     transparency   `(N, H, W)`, the sum over the run of |d objective / d picture|, the largest of each image 1
     curve          `(N, steps)`, the objectives along the run, of the pictures as they were moved
-    history        `(N, T, k, H, W)`, the images after the steps that were asked for; None without
+    history        `(N, T, k, H, W)`, the images after the steps of `settings["history"]`; None without
+
+    A `.pt` and a `.npz` hold them all.
 
     `plot` writes the score under each image; with `transparency=True` it shows only what mattered.
     """
@@ -52,7 +54,11 @@ class Maximized(Images):
         super().__init__(data, **about)
         self.transparency, self.curve, self.history = transparency, curve, history
 
-    def _layout(self, columns: int = 8, size: float = 1.6, transparency: bool = False) -> Layout:
+    def _tensors(self) -> dict[str, Tensor | None]:
+        more = {"transparency": self.transparency, "curve": self.curve, "history": self.history}
+        return super()._tensors() | more
+
+    def _layout(self, columns: int = 8, size: Any = None, transparency: bool = False) -> Layout:
         layout = super()._layout(columns, size)
         return layout._replace(height=layout.height + 0.2 * layout.rows)
 
@@ -69,7 +75,7 @@ def maximize(
     model: nn.Module,
     objective: Any,
     *,
-    channels: int | Iterable[int] | None = None,
+    channels: int | slice | Iterable[int] | None = None,
     size: int | tuple[int, int] = 224,
     steps: int = 256,
     variants: int = 1,
@@ -101,67 +107,82 @@ def maximize(
     objective        "layer:3", "layer:0-15", "layer:*", "layer:3@y,x", "layer:3@center", "logit:3"; an `Objective`; a
                      callable, as targets of `GradCAM`; or a list of them, one an image. What a layer gives is taken
                      before what follows it: of a convolution before its ReLU
-    channels         with a layer, a module or its name, as the objective: the channels of it
+    channels         with a layer, a module or its name, as the objective: the channels of it, numbers or a slice;
+                     negative ones count from the end
     size             of the images, in pixels or (H, W)
     variants         how many images of each objective, with different starts, side by side
     mean, std        per channel, of pictures in [0, 1]: x = (picture - mean) / std. None: pictures are the inputs
     parametrization  "fourier", "pixel", "maco"; "auto" is "pixel" for fewer than 128 steps, too few for more than a
                      steep climb, and otherwise "fourier"
     transforms       random moves of the pictures: True for jitter, scale and rotation, a `Moves` of other sizes, a
-                     callable on pictures `(n, k, H, W)`, None; "auto" is True from 128 steps on
-    settle           the share of the steps, at the end, in which pictures are not moved any more, in [0, 1]: it raises
-                     the score, and gives room to fine patterns; 0 for calm pictures. The rate falls to 0 in both parts
+                     callable on pictures `(n, k, H, W)`, used in every step, None; "auto" is True from 128 steps on
+    settle           the share of the steps, at the end, in which `Moves` move no more, in [0, 1]: it raises the score,
+                     and gives fine patterns room; 0 for the calmest pictures. The rate falls to 0 in both parts; what
+                     was "fourier" goes on by pixel there, at a fifth of the rate
     decorrelate      mix colours as they go together in photographs, or in `images`; not for pixels, nor for one channel
     images           your own model inputs `(M, k, H, W)`: the colours' covariance is theirs, and MACO's spectrum
-    start            model inputs `(N, k, H, W)`, or one for all, to begin with instead of grey noise
+    start            model inputs `(N, k, H, W)`, or one for all, to begin with instead of grey noise; by default at a
+                     tenth of the rate of long runs, so that they can still be recognised
     canvas           "auto": where every objective is a neuron, images hold only what it sees and some room, if that is
                      less than `size`; `settings["origins"]` says where they lie. All have the size that the widest
-                     needs. "full": never, nor with `start`
+                     needs, and a neuron among other objectives gets all of `size`. "full": never, nor with `start`
     learning_rate    Adam's at the start, falling to 0 as a cosine; for pixels in parts of the range. By default larger
                      in short runs
     redirect         steps at the start in which an image without a gradient gets one past ReLUs that are dead all over
     seed             of each objective's first variant; the next has the next seed. An image depends on its seed, its
-                     objective, its size and the settings, not on what else is made: all objectives have the same start
-                     and moves. Sums with a diversity depend on the other variants
+                     objective, the settings and the canvas, which is that of the whole call, not on what is made beside
+                     it: all objectives have the same start and moves. That holds in fp64, in fp32 but for rounding,
+                     which grows over the steps. Sums with a diversity depend on the other variants
     batch_size       images at once; "auto" halves when memory is short
     history          steps, 1 to `steps`, after which images are kept
     progress         show a bar on stderr
 
     Gives a `Maximized`: `data (N, k, H, W)` in the valid range on the model's device, the images after the last step,
     not the best on the way; `score (N,)`.
-    Raises ValueError for a layer, channel or place that is not there, for a model that begins with no Conv2d; warns of
-    objectives that never had a gradient.
+    Raises ValueError for a layer, channel or place that is not there, for a model that begins with no Conv2d, for
+    numbers out of range; TypeError for channels that are no whole numbers and a start that is no tensor of floats.
+    Warns of objectives that never had a gradient, of scores that ended below where they began, and of a start of nearly
+    no contrast. It works inside `torch.inference_mode()`, too.
     """
-    net, steps = unwrap(model), check_count("steps", steps)
-    frame = frame_of(net, size, mean, std)
-    sites, classes, goals = _bound(net, frame, objective, channels)
-    texts = [o.text(lambda layer: sites[layer].name) for o in goals]
-    _check_variants(goals, check_count("variants", variants))
-    crop = _crop(canvas, net, goals, sites, frame) if start is None else None
-    if crop is not None:
-        goals, frame = crop.objectives, frame._replace(shape=(frame.shape[0], *crop.size))
-    kind = _choice("parametrization", parametrization, "pixel" if steps < _SHORT else "fourier")
-    rate = max(PARAMETRIZATIONS[kind].rate, _FAR / steps) if learning_rate is None else learning_rate
-    moves = _moves(transforms, steps)
-    ascent = Ascent(
-        net=net,
-        layers=list(sites),
-        complete=classes is not None,
-        frame=frame,
-        parametrization=_parametrization(kind, frame, decorrelate, images),
-        moves=moves,
-        steps=steps,
-        moved=round(steps * (1 - settle)) if isinstance(moves, Moves) else 0,
-        rate=rate,
-        redirect=redirect,
-        history=sorted(set(history)),
-    )
-    goals = [o for o in goals for _ in range(variants)]
-    texts = [text for text in texts for _ in range(variants)]
-    first = None if start is None else _started(start, frame, len(goals))
-    found = _climbed(ascent, goals, texts, sites, variants, seed, first, batch_size, progress)
-    about = {"size": size, "steps": steps, "parametrization": kind, "learning_rate": rate, "transforms": ascent.moves}
-    about |= {"seed": seed, "variants": variants, "settle": settle, "redirect": redirect, "canvas": frame.shape[1:]}
+    with torch.inference_mode(False), torch.no_grad():
+        net, steps, variants = unwrap(model), check_count("steps", steps), check_count("variants", variants)
+        kept, seed, redirect = _kept(history, steps), _whole("seed", seed), _whole("redirect", redirect, least=0)
+        _check_numbers(settle, learning_rate, batch_size)
+        kind = _choice("parametrization", parametrization, "pixel" if steps < _SHORT else "fourier")
+        moves = moves_of(transforms, steps >= _SHORT)
+        frame = frame_of(net, size, mean, std)
+        size = frame.shape[1:]
+        sites, classes, goals = objectives_of(net, frame, objective, channels)
+        texts = [o.text(lambda layer: sites[layer].name) for o in goals]
+        _check_variants(goals, variants)
+        first = None if start is None else started(start, frame, len(goals) * variants)
+        if start is not None:
+            check_contrast(start, mean, std, name="start", stacklevel=3)
+        crop = _crop(canvas, net, goals, sites, frame) if start is None else None
+        if crop is not None:
+            goals, frame = crop.objectives, frame._replace(shape=(frame.shape[0], *crop.size))
+        if learning_rate is None:
+            usual = PARAMETRIZATIONS[kind].rate
+            learning_rate = max(usual, _FAR / steps) if start is None else _GENTLE * usual
+        ascent = Ascent(
+            net=net,
+            layers=list(sites),
+            complete=classes is not None,
+            frame=frame,
+            parametrization=parametrization_of(kind, frame.shape, decorrelate, _own(images, frame)),
+            moves=moves,
+            steps=steps,
+            moved=round(steps * (1 - settle)) if isinstance(moves, Moves) else steps,
+            rate=learning_rate,
+            redirect=redirect,
+            history=kept,
+        )
+        goals = [o for o in goals for _ in range(variants)]
+        texts = [text for text in texts for _ in range(variants)]
+        found = _climbed(ascent, goals, texts, sites, variants, seed, first, batch_size, progress)
+    about = {"size": size, "steps": steps, "parametrization": kind, "learning_rate": float(learning_rate)}
+    about |= {"transforms": named(moves), "settle": float(settle), "seed": seed, "variants": variants}
+    about |= {"redirect": redirect, "history": kept, "canvas": frame.shape[1:]}
     names = [site.name for site in sites.values()]
     return Maximized(
         target=texts,
@@ -174,42 +195,30 @@ def maximize(
     )
 
 
-def _bound(
-    net: nn.Module, frame: Frame, given: Any, channels: Any
-) -> tuple[dict[nn.Module, Site], int | None, list[Objective]]:
-    """The layers that objectives speak of, the number of classes if they speak of the output, and the objectives."""
-
-    def width(layer: str) -> int:
-        if layer == "logit":
-            return _look(net, frame, [], complete=True)[1] or 0
-        module = resolved(net, layer)
-        return _look(net, frame, [module], complete=False)[0][module].shape[0]
-
-    goals = listed(given, channels, width)
-    if not goals:
-        raise ValueError("there is no objective: the list of them, or of channels, is empty")
-    terms = [term for o in goals for _, term in o.terms]
-    layers = list(dict.fromkeys(resolved(net, t.layer) for t in terms if t.layer is not None))
-    sites, classes = _look(net, frame, layers, complete=any(t.layer is None for t in terms))
-    return sites, classes, [bound(o, net, sites, classes) for o in goals]
+def _whole(name: str, given: Any, least: int | None = None) -> int:
+    if not isinstance(given, int | np.integer) or isinstance(given, bool) or least is not None and given < least:
+        raise ValueError(
+            f"{name} must be a whole number{'' if least is None else f' of {least} or more'}, got {given!r}"
+        )
+    return int(given)
 
 
-def _look(
-    net: nn.Module, frame: Frame, layers: Sequence[nn.Module], complete: bool
-) -> tuple[dict[nn.Module, Site], int | None]:
-    """What one grey picture finds at the layers, and how many classes there are; None for an incomplete run."""
-    grey = frame.inputs(torch.full((1, *frame.shape), 0.5, dtype=frame.low.dtype, device=frame.low.device))
-    with differentiable(net, layers, complete=complete) as run, torch.no_grad():
-        seen = run(grey)
-    sites = {}
-    for layer in layers:
-        shape, name = seen.activations[layer].shape, layer_name(net, layer)
-        if len(shape) < 2 or shape[0] != 1:
-            raise ValueError(f"{name} gives {tuple(shape)} for one image, not (1, C) or (1, C, h, w)")
-        last = len(shape) == 3 or len(shape) == 4 and channels_last(net, layer, Inputs(grey), shape)
-        sites[layer] = Site(layer, name, tuple((*shape[-1:], *shape[1:-1]) if last else shape[1:]), last)
-    logits = find_logits(seen.output)
-    return sites, None if not complete else logits.shape[-1] if logits is not None else 0
+def _kept(history: Any, steps: int) -> list[int]:
+    """The steps, in order, after which images are kept."""
+    given = history.tolist() if isinstance(history, Tensor | np.ndarray) else history
+    given = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and 1 <= n <= steps for n in given):
+        raise ValueError(f"history must be several whole numbers from 1 to {steps}, the steps, got {history!r}")
+    return sorted({int(n) for n in given})
+
+
+def _check_numbers(settle: Any, learning_rate: Any, batch_size: Any) -> None:
+    if not isinstance(settle, Real) or isinstance(settle, bool) or not 0 <= float(settle) <= 1:
+        raise ValueError(f"settle must be a number from 0 to 1, got {settle!r}")
+    if learning_rate is not None and (not isinstance(learning_rate, Real) or not 0 < float(learning_rate) < math.inf):
+        raise ValueError(f"learning_rate must be above 0 and finite, got {learning_rate!r}")
+    if batch_size != "auto":
+        check_batch_size(batch_size)
 
 
 def _check_variants(goals: Sequence[Objective], variants: int) -> None:
@@ -234,32 +243,14 @@ def _choice(name: str, given: str, automatic: str) -> str:
     return automatic if given == "auto" else given
 
 
-def _parametrization(kind: str, frame: Frame, decorrelate: bool, images: Tensor | None) -> Pixels:
-    own = None
-    if images is not None:
-        if images.ndim != 4 or images.shape[1] != frame.shape[0]:
-            raise ValueError(f"images must be (M, {frame.shape[0]}, H, W), got {tuple(images.shape)}")
-        own = frame.pictures(images)
-    colours = colour_root(frame.shape[0], own) if decorrelate else None
-    if kind != "maco":
-        return PARAMETRIZATIONS[kind](frame.shape, colours)
-    if own is not None and own.shape[2:] != frame.shape[1:]:
-        own = nn.functional.interpolate(own, frame.shape[1:], mode="bilinear", antialias=True)
-    return Maco(frame.shape, colours, own)
-
-
-def _moves(given: Any, steps: int) -> Moves | Callable[[Tensor], Tensor] | None:
-    if not (given is None or given in ("auto", True, False) or callable(given)):
-        raise ValueError(f'transforms must be "auto", True, None, a Moves or a callable, got {given!r}')
-    wanted = steps >= _SHORT if given == "auto" else given
-    return Moves() if wanted is True else wanted or None
-
-
-def _started(start: Tensor, frame: Frame, count: int) -> Tensor:
-    """Pictures for each image to begin with."""
-    if start.shape[1:] != frame.shape or len(start) not in (1, count):
-        raise ValueError(f"start must be ({count}, {', '.join(map(str, frame.shape))}), got {tuple(start.shape)}")
-    return frame.pictures(start).expand(count, -1, -1, -1)
+def _own(images: Any, frame: Frame) -> Tensor | None:
+    """The user's own images as pictures."""
+    if images is None:
+        return None
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != frame.shape[0]:
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be (M, {frame.shape[0]}, H, W), got {shape}")
+    return frame.pictures(images)
 
 
 def _climbed(
@@ -291,12 +282,25 @@ def _climbed(
         ascent = replace(ascent, tick=bar.update)
         in_batches(len(goals) // together, run, BatchSize(batch_size, device, steady=True))
     found = joined(parts)
-    if still := [text for text, moved in zip(texts, found.pop("moved").tolist(), strict=True) if not moved]:
-        warnings.warn(
-            f"no step had a gradient for {', '.join(dict.fromkeys(still))}: nothing that was tried moves it; another "
-            "seed or start may",
-            stacklevel=3,
-        )
+    _warn(texts, found.pop("moved"), found.pop("began"), found["score"])
     most = found["transparency"].amax((1, 2), keepdim=True)
     transparency = found["transparency"] / most.clamp(min=torch.finfo(most.dtype).tiny)
     return {"history": None, **found, "transparency": transparency}
+
+
+def _warn(texts: Sequence[str], moved: Tensor, first: Tensor, last: Tensor) -> None:
+    """Of objectives that found no way, or one that led down."""
+    if still := [text for text, able in zip(texts, moved.tolist(), strict=True) if not able]:
+        warnings.warn(
+            f"no step had a gradient for {', '.join(dict.fromkeys(still))}: nothing that was tried moves it; another "
+            "seed or start may",
+            stacklevel=4,
+        )
+    slack = max(_DROP, 4 * torch.finfo(last.dtype).eps) * (first.abs() + last.abs())
+    fallen = (moved & (last < first - slack)).tolist()
+    if below := [text for text, down in zip(texts, fallen, strict=True) if down]:
+        warnings.warn(
+            f"the score ended below where the run began for {', '.join(dict.fromkeys(below))}: try transforms=None or "
+            'parametrization="pixel", or a lower learning_rate',
+            stacklevel=4,
+        )

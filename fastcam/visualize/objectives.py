@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from fastcam.visualize.selection import indices_of
 
 _GRAMMAR = re.compile(r"(?P<layer>.+):(?P<channels>\*|\d+(-\d+)?)(@(?P<at>center|\d+(,\d+)*))?")
 _EXPECTED = (
     'expected "layer:channel", "layer:channel@y,x", "layer:channel@center", "layer:0-15", "layer:*" or "logit:5"'
 )
+_SUM = re.compile(r":\s*\d.*[-+].*:|\d\s*\*\s")  # two of them with a sign between, or a number before one
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +176,10 @@ def _term(layer: str, channel: int, at: str | None) -> Term:
 
 def _parsed(text: str) -> tuple[str, int | range | None, str | None]:
     """The layer, its channel, several or all (None), and the place."""
+    if _SUM.search(text):
+        raise ValueError(
+            f'objective {text!r} is a sum, which no text is: write Objective("layer:1") - Objective("layer:2"), say'
+        )
     found = _GRAMMAR.fullmatch(text.strip())
     if found is None or found["layer"] == "logit" and found["at"]:
         raise ValueError(f"objective {text!r} is not understood: {_EXPECTED}")
@@ -181,17 +189,20 @@ def _parsed(text: str) -> tuple[str, int | range | None, str | None]:
     return found["layer"], numbers[0] if len(numbers) == 1 else range(numbers[0], numbers[1] + 1), found["at"]
 
 
-def listed(given: Any, channels: Any, width: Callable[[str], int]) -> list[Objective]:
+def listed(given: Any, channels: Any, width: Callable[[Any], int]) -> list[Objective]:
     """The objectives meant, one an image.
 
-    channels   of the layer that is given: numbers, or one
-    width      how many channels a layer has, or classes there are, by name
+    channels   of the layer that is given: numbers, one, or a slice
+    width      how many channels a layer has, a module or a name, or classes there are, for "logit"
     """
     if channels is not None:
         if not isinstance(given, str | nn.Module) or isinstance(given, str) and ":" in given:
             raise ValueError(f"channels= goes with a layer, a module or its name, got {given!r}")
-        numbers = [channels] if isinstance(channels, int) else list(channels)
-        return [Objective.logit(int(k)) if given == "logit" else Objective.channel(given, int(k)) for k in numbers]
+        if isinstance(channels, Iterable) and not isinstance(channels, str | Tensor | np.ndarray):
+            channels = list(channels)
+        what = "classes" if given == "logit" else f"channels in {given if isinstance(given, str) else 'the layer'}"
+        numbers = indices_of(channels, width(given), "channels", what)
+        return [Objective.logit(k) if given == "logit" else Objective.channel(given, k) for k in numbers]
     if isinstance(given, list | tuple):
         return [o for item in given for o in listed(item, None, width)]
     if isinstance(given, Objective):

@@ -47,6 +47,16 @@ class Pixels:
         """The nearest numbers that give a picture."""
         return numbers.clamp(0, 1)
 
+    def settled(self) -> Pixels | None:
+        """What takes over where pictures are not moved any more; None: nothing."""
+        return None
+
+
+class _Calm(Pixels):
+    """Pixels that leave of a picture what need not change."""
+
+    rate, momentum = 0.03, 0.9
+
 
 class Fourier(Pixels):
     """By frequency (Olah et al. 2017): p = sigmoid(C F^-1(s Z)), s = 1 / max(f, 1 / max(H, W))^decay.
@@ -81,6 +91,10 @@ class Fourier(Pixels):
 
     def within(self, numbers: Tensor) -> Tensor:
         return numbers
+
+    def settled(self) -> Pixels | None:
+        """Pixels: a pattern of a few frequencies is one of a few numbers here, which would take long to grow."""
+        return _Calm(self.shape)
 
     def _mixed(self, z: Tensor) -> Tensor:
         return z if self.colours is None else torch.einsum("ij,njhw->nihw", self.colours.to(z), z)
@@ -128,8 +142,23 @@ class Maco(Fourier):
     def numbers(self, pictures: Tensor) -> Tensor:
         return torch.fft.rfft2(self._unmixed(torch.logit(pictures, _EDGE)), norm="ortho").angle()
 
+    def settled(self) -> Pixels | None:
+        return None  # the magnitude is held to the end
+
 
 PARAMETRIZATIONS: dict[str, type[Pixels]] = {"pixel": Pixels, "fourier": Fourier, "maco": Maco}
+
+
+def parametrization_of(
+    kind: str, shape: tuple[int, int, int], decorrelate: bool, pictures: Tensor | None = None
+) -> Pixels:
+    """The parametrization by its name, for pictures `(k, H, W)`; own pictures `(M, k, h, w)` give colours, spectrum."""
+    colours = colour_root(shape[0], pictures) if decorrelate else None
+    if kind != "maco":
+        return PARAMETRIZATIONS[kind](shape, colours)
+    if pictures is not None and pictures.shape[2:] != shape[1:]:
+        pictures = torch.nn.functional.interpolate(pictures, shape[1:], mode="bilinear", antialias=True)
+    return Maco(shape, colours, pictures)
 
 
 def colour_root(channels: int, pictures: Tensor | None = None) -> Tensor | None:

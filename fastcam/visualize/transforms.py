@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,3 +43,21 @@ class Moves:
         grid = F.affine_grid(matrices.to(pictures), list(pictures.shape), align_corners=False)
         moved = F.grid_sample(pictures - 0.5, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         return moved + 0.5
+
+
+def moves_of(given: Any, automatic: bool) -> Moves | Callable[[Tensor], Tensor] | None:
+    """What is meant: `Moves` for True, None for False; as `automatic` says for "auto"."""
+    if isinstance(given, str) and given == "auto":
+        given = automatic
+    if isinstance(given, bool):
+        return Moves() if given else None
+    if given is not None and not callable(given):
+        raise ValueError(f'transforms must be "auto", True, None, a Moves or a callable, got {given!r}')
+    return given
+
+
+def named(moves: Moves | Callable[[Tensor], Tensor] | None) -> str | None:
+    """What is done, in words."""
+    if moves is None or isinstance(moves, Moves):
+        return None if moves is None else repr(moves)
+    return getattr(moves, "__name__", type(moves).__name__)
