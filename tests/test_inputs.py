@@ -20,7 +20,7 @@ from fastcam import (
     layer_table,
 )
 from fastcam.inputs import Inputs, inputs_of
-from fastcam.layers import default_layer, layer_table
+from fastcam.layers import default_layer
 from fastcam.methods import METHODS
 from fastcam.record import record
 
