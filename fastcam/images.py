@@ -109,7 +109,7 @@ def preprocess_image(img: np.ndarray | Tensor, mean: Any = (0.5, 0.5, 0.5), std:
     mean, std   one value or one a channel
     Gives `(1, k, H, W)` for one picture, for more of them their own shape; on the device of a tensor, out of place.
     Warns of floating-point pictures of nearly no contrast, as `check_contrast` does.
-    Raises ValueError for a std of 0 or lengths that do not fit, TypeError for other integers.
+    Raises ValueError for a std of 0 or less or lengths that do not fit, TypeError for other integers.
 
     >>> import torch
     >>> from fastcam import denormalize, preprocess_image
@@ -148,7 +148,7 @@ def denormalize(x: Tensor, mean: Any, std: Any, *, clamp: bool = False) -> Tenso
     """
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {str(x.dtype).removeprefix('torch.')}")
-    center, scale = _statistics(x, mean, std)
+    center, scale = statistics(x, mean, std)
     pictures = x * scale + center
     return pictures.clamp(0, 1) if clamp else pictures
 
@@ -191,7 +191,10 @@ def warn_of_flat(spans: Sequence[float], name: str, stacklevel: int = 2) -> bool
     flat = [index for index, span in enumerate(spans) if 0 < span <= _FLAT]
     if not flat:
         return True
-    several = f"{name} {', '.join(map(str, flat[:5]))}{' ...' if len(flat) > 5 else ''} of {len(spans)} have"
+    which = f"{', '.join(map(str, flat[:5]))}{' ...' if len(flat) > 5 else ''} of {len(spans)}"
+    several = (
+        f"image{'s' * (len(flat) > 1)} {which}{f' in {name}' * (name != 'images')} {'have' if len(flat) > 1 else 'has'}"
+    )
     warnings.warn(
         f"{several if len(spans) > 1 else name + ' has'} nearly no contrast, {max(spans[index] for index in flat):.2g} "
         "of the valid range: pixels divided by 255 twice look like this. Divide uint8 pixels by 255 once, and leave "
@@ -202,14 +205,15 @@ def warn_of_flat(spans: Sequence[float], name: str, stacklevel: int = 2) -> bool
 
 
 def _normalize(x: Tensor, mean: Any, std: Any) -> Tensor:
-    center, scale = _statistics(x, mean, std)
-    if std is not None and (torch.as_tensor(std) == 0).any():  # where it was given, not where x is
-        raise ValueError(f"std must not be 0, got {std}")
+    center, scale = statistics(x, mean, std, positive=True)
     return (x - center) / scale
 
 
-def _statistics(x: Tensor, mean: Any, std: Any) -> list[Tensor]:
-    """mean and std `(1 or k, 1, 1)` as x `(..., k, H, W)` is."""
+def statistics(x: Tensor, mean: Any, std: Any, positive: bool = False) -> list[Tensor]:
+    """mean and std `(1 or k, 1, 1)` as x `(..., k, H, W)` is; None is 0 and 1.
+
+    Raises ValueError for lengths that do not fit and, if `positive`, for a std of 0 or less.
+    """
     if x.ndim < 3:
         raise ValueError(f"images must be (..., k, H, W), got {tuple(x.shape)}")
     found = []
@@ -218,6 +222,8 @@ def _statistics(x: Tensor, mean: Any, std: Any) -> list[Tensor]:
         if len(values) not in (1, x.shape[-3]):
             raise ValueError(f"{name} must be one value or {x.shape[-3]}, got {len(values)}")
         found.append(values.view(-1, 1, 1))
+    if positive and std is not None and not (torch.as_tensor(std) > 0).all():  # where it was given, not where x is
+        raise ValueError(f"std must be above 0, got {std}")
     return found
 
 

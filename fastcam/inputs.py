@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -143,7 +144,9 @@ def check_input(x: Any) -> None:
         hint = "; torch.from_numpy(x).float() makes one" if type(x).__name__ == "ndarray" else ""
         raise TypeError(f"input_tensor must be a tensor (B, k, H, W), got {type(x).__name__}{hint}")
     if x.ndim < 3 or not x.is_floating_point():
-        raise TypeError(f"input_tensor must be a floating-point tensor (B, k, H, W), got {x.dtype} {tuple(x.shape)}")
+        hint = ": pass input_tensor.float() / 255, normalised as the model takes it" if x.dtype == torch.uint8 else ""
+        got = f"{x.dtype} {tuple(x.shape)}{hint}"
+        raise TypeError(f"input_tensor must be a floating-point tensor (B, k, H, W), got {got}")
     if x.numel() == 0:
         raise ValueError(f"input_tensor is an empty batch: shape {tuple(x.shape)}")
 

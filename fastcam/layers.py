@@ -49,7 +49,7 @@ def find_layers(model: nn.Module, layers: Layers) -> list[nn.Module]:
     if isinstance(layers, list | tuple | nn.ModuleList):
         found = [module for item in layers for module in find_layers(net, item)]
         if not found:
-            raise ValueError("target_layers is empty: give at least one layer, or None for the last spatial one")
+            raise ValueError("the list of target layers is empty: give at least one")
         return found
     if isinstance(layers, nn.Module):
         module = unwrap(layers)

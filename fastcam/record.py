@@ -6,6 +6,7 @@ backward pass stops at the layers, so no parameter ever gets a gradient.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -121,18 +122,35 @@ def hooked(modules: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
 
 
 def call(net: nn.Module, x: Tensor | Inputs) -> Any:
-    """`net(x)`, uncompiled, with a clear error for the most common mistakes: channels, batch dimension, type."""
+    """`net(x)`, uncompiled, with a clear error for the usual mistakes: channels, batch dimension, type, a list."""
     args, kwargs = x.arguments(net) if isinstance(x, Inputs) else ((x,), {})
     try:
         # Hooks added after a compilation are ignored by compiled code.
         return (net._call_impl if getattr(net, "_compiled_call_impl", None) else net)(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
+    except TypeError as error:
+        if len(args) > 1 and not _accepts(net, args, kwargs):
+            raise TypeError(
+                f"{error}: input_tensor is a {type(args).__name__} of {len(args)}, which are {len(args)} arguments of "
+                f"the model. Images of a batch go into one tensor: torch.stack of (k, H, W), torch.cat of (1, k, H, W)"
+            ) from error
+        raise
     except (RuntimeError, ValueError) as error:
         alone = x if isinstance(x, Tensor) else x.image if x.is_single else None  # of several any may be the culprit
         if alone is not None and (mistake := _mistake(net, alone, str(error))) is not None:
             raise ValueError(mistake) from error
         raise
+
+
+def _accepts(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(net.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # a forward that is not written in Python
+        pass
+    return True
 
 
 def _mistake(net: nn.Module, x: Tensor, message: str) -> str | None:
@@ -143,9 +161,10 @@ def _mistake(net: nn.Module, x: Tensor, message: str) -> str | None:
     if x.ndim < first.weight.ndim:
         return f"input_tensor has no batch dimension: {tuple(x.shape)}; pass x[None]"
     if "channels" in message and x.shape[1] != first.in_channels:
+        last = x.ndim == 4 and x.shape[-1] == first.in_channels
         return (
             f"the model's first convolution takes {first.in_channels} channels, "
-            f"input_tensor has {x.shape[1]}: {tuple(x.shape)}"
+            f"input_tensor has {x.shape[1]}: {tuple(x.shape)}{'; pass x.permute(0, 3, 1, 2)' if last else ''}"
         )
     if "type" in message and x.dtype != first.weight.dtype and not torch.is_autocast_enabled(x.device.type):
         return f"input_tensor is {x.dtype}, the model {first.weight.dtype}: pass x.to({first.weight.dtype})"

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+__all__ = ["DigitNet", "Scenes", "load_digits", "load_network", "make_scenes"]
+
 DATA = Path(__file__).parent / "demo_data"
 CANVAS = 64
 PATCH = 32  # a patch holds the largest digit, or a fragment turned by any angle

@@ -51,7 +51,7 @@ def test_it_is_the_procedure_of_the_paper():
     sizes = [(18, 21), (27, 32), (40, 48)]
     assert dream.settings["sizes"] == sizes
     for i in range(2):
-        expected = dream_of_one(lambda x: body(net, x).square().mean() / 2, p[i : i + 1], sizes, 4, 0.02, 5, 7 + i)
+        expected = dream_of_one(lambda x: body(net, x).square().mean() / 2, p[i : i + 1], sizes, 4, 0.02, 5, 7)
         torch.testing.assert_close(dream.data[i : i + 1], expected)
         assert not torch.allclose(expected, p[i : i + 1], atol=0.05)
     assert not torch.equal(dream.data, fastcam.deep_dream(net, p, "body", steps=4, jitter=5, seed=8).data)
@@ -62,7 +62,7 @@ def test_a_batch_is_its_images_one_at_a_time():
     p[1] = 5 * p[1] - 2  # another range
     together = fastcam.deep_dream(net, p, ["stem", "body"], steps=5, seed=3)
     for i in range(3):
-        alone = fastcam.deep_dream(net, p[i : i + 1], ["stem", "body"], steps=5, seed=3 + i)
+        alone = fastcam.deep_dream(net, p[i : i + 1], ["stem", "body"], steps=5, seed=3)
         torch.testing.assert_close(alone.data, together.data[i : i + 1])
         torch.testing.assert_close(alone.score, together.score[i : i + 1])
 
@@ -199,6 +199,24 @@ def test_it_stops_at_the_last_layer():
     assert not calls
 
 
+def test_inference_mode():
+    net, x = tiny(), pictures(1)
+    expected = fastcam.deep_dream(net, x, "body", steps=2, mean=torch.full((3,), 0.4), std=0.3)
+    with torch.inference_mode():
+        mean = torch.full((3,), 0.4)
+        found = [fastcam.deep_dream(net, y, "body", steps=2, mean=mean, std=0.3) for y in (x, x.clone())]
+    for dream in found:
+        assert torch.equal(dream.data, expected.data) and torch.equal(dream.score, expected.score)
+        assert not dream.data.is_inference() and not dream.data.requires_grad
+
+
+def test_progress_is_a_bar(capsys):
+    fastcam.deep_dream(tiny(), pictures(1), "body", steps=2)
+    assert not capsys.readouterr().err
+    fastcam.deep_dream(tiny(), pictures(1), "body", steps=2, octaves=2, progress=True)
+    assert "deep_dream" in (said := capsys.readouterr().err) and "/4 " in said
+
+
 def test_where_nothing_is_active_the_image_stays():
     net = tiny()
     with torch.no_grad():
@@ -248,7 +266,8 @@ class Windows(TinyNet):
         ({"tile": 0}, ValueError, "tile must be"),
         ({"std": 0.0}, ValueError, "std must be above 0"),
         ({"mean": [0.1, 0.2]}, ValueError, "mean must be one value or 3"),
-        ({"x": torch.rand(3, 40, 48)}, ValueError, "batch of images"),
+        ({"x": torch.rand(3, 40, 48)}, ValueError, r"x must be a batch of images.*pass x\[None\]"),
+        ({"x": torch.full((1, 3, 40, 48), torch.nan)}, ValueError, "^x has values that are NaN"),
         ({"x": torch.rand(1, 2, 40, 48)}, ValueError, "takes 3 channels"),
         ({"x": torch.full((1, 3, 40, 48), 7.0)}, ValueError, "one value outside"),
         ({"x": np.zeros((1, 3, 40, 48))}, TypeError, "must be a tensor"),
@@ -285,6 +304,9 @@ def test_saving_opens_no_figure(tmp_path):
     dream = fastcam.deep_dream(tiny(), pictures(2), "body", steps=1)
     dream.save(tmp_path / "dream.png")
     dream.save(tmp_path / "dream.pt")
+    loaded = torch.load(tmp_path / "dream.pt", weights_only=False)
+    assert torch.equal(loaded["before"], dream.before.data) and torch.equal(loaded["data"], dream.data)
+    assert torch.equal(loaded["before_score"], dream.before.score)
     assert (tmp_path / "dream.png").read_bytes()[1:4] == dream._repr_png_()[1:4] == b"PNG"
     assert len(dream.save_images(tmp_path / "own")) == 2 and not plt.get_fignums()
 

@@ -270,7 +270,8 @@ def test_preprocess_image_takes_what_load_image_gives(photo):
         (lambda x: denormalize(x[0, 0], 0.5, 0.5), ValueError, r"images must be \(..., k, H, W\), got \(8, 8\)"),
         (lambda x: denormalize(x.byte(), 0.5, 0.5), TypeError, "x must be floating point, got uint8"),
         (lambda x: preprocess_image(x.int()), TypeError, "img must be uint8 or floating point, got int32"),
-        (lambda x: preprocess_image(x, 0.5, torch.tensor([1.0, 0, 1])), ValueError, "std must not be 0"),
+        (lambda x: preprocess_image(x, 0.5, torch.tensor([1.0, 0, 1])), ValueError, "std must be above 0"),
+        (lambda x: preprocess_image(x, 0.5, -0.2), ValueError, "std must be above 0, got -0.2"),
         (lambda x: preprocess_image(x[:, :2]), ValueError, "mean must be one value or 2, got 3"),
     ],
 )
@@ -364,7 +365,9 @@ def test_only_images_without_contrast_are_named():
     images = levels(n=12)
     images[2:] /= 255
     images[3] = 0
-    with pytest.warns(UserWarning, match=r"^inputs 2, 4, 5, 6, 7 \.\.\. of 12 have nearly no contrast, 0.0039 of"):
+    with pytest.warns(
+        UserWarning, match=r"^images 2, 4, 5, 6, 7 \.\.\. of 12 in inputs have nearly no contrast, 0.0039 of"
+    ):
         assert not check_contrast(images, name="inputs")
     with pytest.warns(UserWarning, match="^images has nearly no contrast"):
         check_contrast(images[4])
@@ -395,7 +398,7 @@ def test_who_tells_of_an_image_without_contrast(call, name):
 def test_a_batch_without_contrast_is_told_of():
     images = levels(n=4)
     images[1:3] /= 255
-    with pytest.warns(UserWarning, match="^image 1, 2 of 4 have nearly no contrast"):
+    with pytest.warns(UserWarning, match="^images 1, 2 of 4 in image have nearly no contrast"):
         overlay(images, torch.rand(4, 32, 30))
 
 

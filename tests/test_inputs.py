@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import fastcam
 from fastcam import (
     AblationCAM,
     GradCAM,
@@ -22,6 +23,8 @@ from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import default_layer
 from fastcam.methods import METHODS
 from fastcam.record import record
+
+from models import tiny
 
 
 class Two(nn.Module):
@@ -291,3 +294,26 @@ def test_bad_inputs(x):
         cam(x, forward_kwargs={"word": x["word"]})
     with pytest.raises(TypeError, match=r"input_tensor must be a tensor \(B, k, H, W\), got ndarray"):
         GradCAM(Two(), "body")(np.zeros((1, 3, 8, 8)))
+
+
+def test_what_is_often_given_instead_of_a_batch_is_explained():
+    x = torch.rand(2, 3, 20, 24)
+    for given in ([x[:1], x[1:]], tuple(x)):
+        with pytest.raises(TypeError, match=f"a {type(given).__name__} of 2, which are 2 arguments.*torch.stack.*cat"):
+            GradCAM(tiny(), "body")(given)
+        with pytest.raises(TypeError, match="torch.stack"):
+            fastcam.feature_maps(tiny(), given, "body")
+    with pytest.raises(ValueError, match=r"takes 3 channels, input_tensor has 20: .*; pass x.permute\(0, 3, 1, 2\)"):
+        GradCAM(tiny(), "body")(x.permute(0, 2, 3, 1))
+    with pytest.raises(TypeError, match=r"got torch.uint8 \(2, 3, 20, 24\): pass input_tensor.float\(\) / 255"):
+        GradCAM(tiny(), "body")((x * 255).byte())
+
+
+def test_a_type_error_of_the_model_is_its_own(x):
+    class Wrong(nn.Module):
+        def forward(self, a, b):
+            return a + "text"
+
+    with pytest.raises(TypeError) as caught:
+        layer_table(Wrong(), [x, x])
+    assert "torch.stack" not in str(caught.value)

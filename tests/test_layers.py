@@ -67,7 +67,7 @@ def test_what_is_no_layer_of_the_model(resnet):
         GradCAM(resnet, nn.Conv2d(1, 1, 1))
     with pytest.raises(TypeError, match="a module or a name, got int"):
         GradCAM(resnet, 4)
-    with pytest.raises(ValueError, match="target_layers is empty"):
+    with pytest.raises(ValueError, match="the list of target layers is empty"):
         GradCAM(resnet, [])
 
 

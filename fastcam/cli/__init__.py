@@ -22,8 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # of `| head`
             sys.stdout = None  # nothing is flushed into it any more
             return 0
-        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
             complain(error)
+            return 2
+        except Exception as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in getattr(options, "option", []))
+            if not given and not isinstance(error, TypeError):  # nothing that was given explains it
+                raise
+            complain(f"{type(error).__name__}: {error}; is an option wrong? -o {given}" if given else error)
             return 2
         except KeyboardInterrupt:
             complain("interrupted; what was written so far is complete")

@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def model_arguments(parser: argparse.ArgumentParser) -> None:
+def model_arguments(parser: argparse.ArgumentParser, preprocessing: bool = True) -> None:
     parser.add_argument("--model", required=True, help="torchvision name, timm:NAME, or package.module:callable")
     parser.add_argument("--weights", help="torchvision name such as DEFAULT (timm's too), or a file with a state_dict")
-    parser.add_argument("--size", type=positive, help="side of the square input; default: 224, or the weights' own")
-    parser.add_argument(
-        "--resize", type=positive, help="short side before the centre is cropped; default: size*256/224"
-    )
-    parser.add_argument("--mean", type=numbers, help="of images in [0, 1], comma-separated; default: ImageNet's")
-    parser.add_argument("--std", type=numbers, help="likewise")
+    if preprocessing:
+        parser.add_argument("--size", type=positive, help="side of the square input; default: 224, or the weights' own")
+        text = "short side before the centre is cropped; default: size*256/224"
+        parser.add_argument("--resize", type=positive, help=text)
+        parser.add_argument("--mean", type=numbers, help="of images in [0, 1], comma-separated; default: ImageNet's")
+        parser.add_argument("--std", type=numbers, help="likewise")
+    else:
+        parser.set_defaults(size=None, resize=None, mean=None, std=None)
     parser.add_argument("--device", default=default_device(), help="default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: fp32")
 

@@ -103,8 +103,7 @@ def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Exp
     """The method, bound to model and layers, and the options of its calls."""
     from fastcam.methods import ATTENTION, METHODS
     from fastcam.methods.perturbation import PerturbationCAM
-    from fastcam.visualize import SALIENCY, GuidedGradCAM
-    from fastcam.visualize.sampled import SampledGradient
+    from fastcam.visualize import GuidedGradCAM
 
     if (cls := {**METHODS, **ATTENTION}.get(options.method)) is not None:
         smoothing = {"aug_smooth": options.aug_smooth, "eigen_smooth": options.eigen_smooth}
@@ -116,21 +115,44 @@ def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Exp
         return made(GuidedGradCAM, options, model, options.layer), {}
     if options.layer:
         raise ValueError(f"{options.method} looks at the input: --layer does not apply")
-    progress = {"progress": sys.stderr.isatty()} if issubclass(SALIENCY[options.method], SampledGradient) else {}
-    return made(SALIENCY[options.method], options, model, **progress), {}
+    return gradient_method(options, model), {}
+
+
+def gradient_method(options: argparse.Namespace, model: torch.nn.Module) -> InputGradient:
+    """The method of `SALIENCY` that was asked for, with its options."""
+    from fastcam.visualize import SALIENCY
+    from fastcam.visualize.sampled import SampledGradient
+
+    cls = SALIENCY[options.method]
+    progress = {"progress": sys.stderr.isatty()} if issubclass(cls, SampledGradient) else {}
+    return made(cls, options, model, **progress)
 
 
 def made(cls: Any, options: argparse.Namespace, *arguments: Any, **keywords: Any) -> Any:
     """An object of the method's class with the options given for it, or a ValueError that says which it has."""
-    signatures = [inspect.signature(c.__init__).parameters for c in cls.__mro__ if "__init__" in vars(c)]
-    known = {p.name for s in signatures for p in s.values() if p.kind == p.KEYWORD_ONLY} | {
-        name for name, p in signatures[0].items() if p.default is not p.empty
-    } - {"target_layers", "reshape_transform", "device"}
+    known = _options_of(cls)
     for name, _ in options.option:
         if name not in known:
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
-            raise ValueError(f"{options.method} has no option {name!r}: {has}")
+            others = [method for method, other in _family(cls).items() if name in _options_of(other)]
+            have = f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it" if others else ""
+            raise ValueError(f"{options.method} has no option {name!r}: {has}{have}")
     return cls(*arguments, **{**keywords, **dict(options.option)})
+
+
+def _options_of(cls: Any) -> set[str]:
+    signatures = [inspect.signature(c.__init__).parameters for c in cls.__mro__ if "__init__" in vars(c)]
+    return {p.name for s in signatures for p in s.values() if p.kind == p.KEYWORD_ONLY} | {
+        name for name, p in signatures[0].items() if p.default is not p.empty
+    } - {"target_layers", "reshape_transform", "device"}
+
+
+def _family(cls: Any) -> dict[str, Any]:
+    """The methods, by name, that could be meant where this one is not."""
+    from fastcam.methods import ATTENTION, METHODS
+    from fastcam.visualize import SALIENCY
+
+    return dict(SALIENCY) if cls in SALIENCY.values() else {**METHODS, **ATTENTION}
 
 
 def _records(cam: Explainer, target: int | None, categories: Sequence[str] | None) -> Iterator[dict[str, Any]]:

@@ -28,6 +28,7 @@ from fastcam.cli.arguments import (
     progress,
     read,
 )
+from fastcam.cli.explain import gradient_method
 
 if TYPE_CHECKING:
     from fastcam.images import Preprocess
@@ -35,37 +36,49 @@ if TYPE_CHECKING:
 
 def add_to(commands: Any) -> None:
     """Add the commands to the parser's."""
-    parser = _command(commands, "kernels", _kernels, "draw the kernels of layers, a figure a layer")
+    text = "draw the kernels of layers, a figure a layer"
+    parser = _command(commands, "kernels", _kernels, text, "fastcam.kernel_figure", preprocessing=False)
     parser.add_argument("--layer", action="append", help="repeat for several; default: the first convolution")
 
-    parser = _command(commands, "features", _features, "draw the feature maps of layers, a figure an image and layer")
+    text = "draw the feature maps of layers, a figure an image and layer"
+    parser = _command(commands, "features", _features, text, "fastcam.FeatureMaps.plot")
     _images_argument(parser)
     parser.add_argument("--layer", action="append", required=True, help="name, index path or glob; repeat for several")
     parser.add_argument("--which", choices=("output", "input"), default="output", help="default: output")
 
-    parser = _command(commands, "saliency", _saliency, "draw the gradients of images, a figure an image")
+    text = "draw the gradients of images, a figure an image"
+    parser = _command(commands, "saliency", _saliency, text, "the method's class, fastcam.SmoothGrad say")
     _images_argument(parser)
     parser.add_argument("--method", choices=_gradients(), default="saliency", help="default: saliency")
     parser.add_argument("--target", type=int, help="class index; default: the predicted class")
 
-    parser = _command(commands, "maximize", _maximize, "make images that excite channels, neurons or classes")
+    text = "make images that excite channels, neurons or classes"
+    parser = _command(commands, "maximize", _maximize, text, "fastcam.maximize")
     parser.add_argument(
         "objectives", nargs="+", metavar="OBJECTIVE", help="layer4.1.conv1:45, layer4:45@3,3, logit:207 ..."
     )
     parser.add_argument("--steps", type=positive, default=256, help="default: 256")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
 
-    parser = _command(commands, "dream", _dream, "let a layer dream into images, at their own size")
+    text = "let a layer dream into images, at their own size"
+    parser = _command(commands, "dream", _dream, text, "fastcam.deep_dream")
     _images_argument(parser)
     parser.add_argument("--layer", action="append", required=True, help="name, index path or glob; repeat for several")
     parser.add_argument("--channel", action="append", type=int, help="repeat for several; default: all of them")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
 
 
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    behind: str,
+    preprocessing: bool = True,
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text)
-    model_arguments(parser)
-    option_argument(parser, "an argument of the function behind this command")
+    model_arguments(parser, preprocessing)
+    option_argument(parser, f"an argument of {behind}")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures")
     parser.set_defaults(run=run)
     return parser
@@ -92,9 +105,10 @@ def _kernels(options: argparse.Namespace) -> int:
     if options.layer is None and first is None:
         raise ValueError("the model has no convolution: pass --layer (`fastcam layers` lists them)")
     layers = find_layers(model, [first] if options.layer is None else options.layer)
+    given = _given(options, fastcam.plot_kernels, "fastcam.kernel_figure")
     for layer in layers:
         path = options.out / f"{layer_name(model, layer)}.png"
-        fastcam.kernel_figure(model, layer, **_given(options, fastcam.plot_kernels)).save(path)
+        fastcam.kernel_figure(model, layer, **given).save(path)
     return _wrote(options, len(layers), len(layers), "figure")
 
 
@@ -103,7 +117,7 @@ def _features(options: argparse.Namespace) -> int:
 
     model, preprocess = _model(options)
     names = [layer_name(model, layer) for layer in find_layers(model, options.layer)]
-    drawn = _given(options, fastcam.FeatureMaps.plot)
+    drawn = _given(options, fastcam.FeatureMaps.plot, "fastcam.FeatureMaps.plot", but=("image",))
     done = 0
     for paths, x in _batches(options, preprocess, [f"-{name}" for name in names]):
         maps = fastcam.feature_maps(model, _to(x, options), names, which=options.which)
@@ -115,16 +129,14 @@ def _features(options: argparse.Namespace) -> int:
 
 
 def _saliency(options: argparse.Namespace) -> int:
-    from fastcam.visualize import SALIENCY
-
     model, preprocess = _model(options)
-    cls: Any = SALIENCY[options.method]
-    method = cls(model, **_given(options, cls.__init__))
+    method = gradient_method(options, model)
+    ending = f"-{options.method}"
     done = 0
-    for paths, x in _batches(options, preprocess, [""]):
+    for paths, x in _batches(options, preprocess, [ending]):
         found = method(_to(x, options), options.target)
         for i, stem in enumerate(paths):
-            found.save(stem.with_name(stem.name + ".png"), image=i, mean=preprocess.mean, std=preprocess.std)
+            found.save(stem.with_name(f"{stem.name}{ending}.png"), image=i, mean=preprocess.mean, std=preprocess.std)
             done += 1
     return _wrote(options, done, _count(options), "image")
 
@@ -142,7 +154,7 @@ def _maximize(options: argparse.Namespace) -> int:
             "steps": options.steps,
             "seed": options.seed,
             "progress": sys.stderr.isatty(),
-            **_given(options, fastcam.maximize),
+            **_given(options, fastcam.maximize, "fastcam.maximize"),
         },
     )
     found.save(options.out / "maximize.png")
@@ -153,17 +165,13 @@ def _maximize(options: argparse.Namespace) -> int:
 def _dream(options: argparse.Namespace) -> int:
     model, preprocess = _model(options)
     native = replace(preprocess, resize=None, crop=None)
+    settings = {"mean": native.mean, "std": native.std, "seed": options.seed, "progress": sys.stderr.isatty()}
+    settings |= _given(options, fastcam.deep_dream, "fastcam.deep_dream")
     options.batch_size = 1  # each image has its own size
     done = 0
-    for paths, x in _batches(options, native, [""]):
-        dream = fastcam.deep_dream(
-            model,
-            _to(x, options),
-            options.layer,
-            options.channel,
-            **{"mean": native.mean, "std": native.std, "seed": options.seed, **_given(options, fastcam.deep_dream)},
-        )
-        dream.save_images(options.out, f"{paths[0].name}.png")
+    for (stem,), x in _batches(options, native, ["-dream"]):
+        dream = fastcam.deep_dream(model, _to(x, options), options.layer, options.channel, **settings)
+        dream.save_images(stem.parent, stem.name.replace("{", "{{").replace("}", "}}") + "-dream.png")
         done += 1
     return _wrote(options, done, _count(options), "image")
 
@@ -199,12 +207,13 @@ def _count(options: argparse.Namespace) -> int:
     return len(find_images(options.images, skip=options.out))
 
 
-def _given(options: argparse.Namespace, function: Any) -> dict[str, Any]:
+def _given(options: argparse.Namespace, function: Any, called: str, but: Sequence[str] = ()) -> dict[str, Any]:
     """The options given with -o, or a ValueError that says which the function has."""
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    parameters = inspect.signature(function).parameters.values()
+    known = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}.difference(but)
     for name, _ in options.option:
         if name not in known:
-            raise ValueError(f"no option {name!r}: there are {', '.join(sorted(known)) or 'none'}")
+            raise ValueError(f"{called} has no option {name!r}: it has {', '.join(sorted(known))}")
     return dict(options.option)
 
 

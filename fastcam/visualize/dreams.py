@@ -41,6 +41,9 @@ class Dream(Images):
         super().__init__(data, **about)
         self.before = before
 
+    def _tensors(self) -> dict[str, Tensor | None]:
+        return super()._tensors() | {"before": self.before.data, "before_score": self.before.score}
+
     def _layout(self, columns: int = 1, size: float | None = None) -> Layout:
         """columns: pairs side by side. size: a picture's width in inches, by default that of its pixels, in bounds."""
         from fastcam.figures.canvas import Layout
@@ -61,6 +64,7 @@ class Dream(Images):
                 show_picture(ax, shown(picture), f"{title}: objective {score:.3g}")
 
 
+@torch.inference_mode(False)
 def deep_dream(
     model: nn.Module,
     x: Tensor,
@@ -76,6 +80,7 @@ def deep_dream(
     mean: Any = None,
     std: Any = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> Dream:
     """Images changed so that layers answer to them more strongly (Mordvintsev, Olah and Tyka 2015).
 
@@ -86,7 +91,7 @@ def deep_dream(
     laid over the next larger version of the image, and so on up to the image's own size.
 
     x          `(B, k, H, W)` of any size that the model takes up to the layers; each image is a dream of its own, the
-               same with others beside it
+               same alone as in a batch, but for rounding, which grows over the steps
     layers     as for `GradCAM`: a name, a module, or a list of these
     channels   None for all, a number or several; for n layers a list of n of these
     octaves    how many sizes, `scale` apart. Those with a side of less than 16 pixels, and those that the model does
@@ -94,24 +99,28 @@ def deep_dream(
     steps      for each octave
     step_size  mean change of a pixel in a step, 1 being the way from black to white
     jitter     before each step an image is shifted around by at most so many pixels, and at most a quarter of its
-               side, so that no edge of a layer's grid shows; drawn for each image, for image i from `seed + i`
+               side, so that no edge of a layer's grid shows
     tile       side in pixels of square tiles whose gradients are taken one after the other, for images that do not fit
                into memory as a whole. What lies outside a tile is not seen from inside, but the images are shifted
                around by as much as a tile, so that the seams lie elsewhere in every step
     mean, std  of pictures in [0, 1], see `Images`: the dream stays within the range of pictures. Without them the
                range is [0, 1] for an image that lies in it, for another from its least to its greatest value
+    seed       of the shifts, which are the same for all images of a batch
+    progress   show a bar on stderr
 
     Returns a `Dream`: inputs `(B, k, H, W)` of x's type on the model's device, `.score` `(B,)` the objective at full
     size, `.before` the images given with theirs. The model, in evaluation mode here, is left as it was; in half
     precision it is run on pictures kept in fp32.
-    Raises ValueError for unknown layers and channels, for a layer whose output has not the batch first, and for numbers
-    out of range; RuntimeError if no gradient can flow from the layers to the input.
+    Raises ValueError for unknown layers and channels, for a layer whose output has not the batch first, for NaN in x
+    and for numbers out of range; RuntimeError if no gradient can flow from the layers to the input.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     >>> dream = deep_dream(model, torch.rand(2, 1, 8, 8), "1")
     >>> dream.data.shape, bool((dream.score > dream.before.score).all())
     (torch.Size([2, 1, 8, 8]), True)
     """
+    from tqdm import tqdm
+
     net = unwrap(model)
     modules = find_layers(net, layers)
     settings: dict[str, Any] = {"octaves": octaves, "scale": scale, "steps": steps, "step_size": step_size}
@@ -122,15 +131,17 @@ def deep_dream(
     originals = limits.pictures(given)
     ascent = _Ascent(net, modules, limits, tile, _picks(channels, len(modules)))
     sizes = ascent.prepare(originals, _octave_sizes(given.shape[-2], given.shape[-1], octaves, scale))
-    draws = _draws(seed, len(given), len(sizes), steps).to(given.device)
+    draws = torch.rand(len(sizes), steps, 2, generator=torch.Generator().manual_seed(seed))
+    bar = tqdm(total=len(sizes) * steps, desc="deep_dream", disable=not progress, leave=False)
     pictures = _resized(originals, sizes[0])
-    with differentiable(net, modules) as run:
+    with differentiable(net, modules) as run, bar:
         before = ascent.values(run, originals)
         for number, size in enumerate(sizes):
             detail = pictures - _resized(originals, pictures.shape[-2:])
             pictures = (_resized(originals, size) + _resized(detail, size)).clamp(0, 1)
             for shifts in _shifts(draws[number], size, jitter, tile):
                 pictures = ascent.step(run, pictures, shifts, step_size)
+                bar.update()
         after = ascent.values(run, pictures)
     names = [layer_name(net, m) for m in modules]
     about: dict[str, Any] = {"target": channels, "layer": names[0] if len(names) == 1 else names, "mean": mean}
@@ -178,8 +189,9 @@ class _Ascent:
             found = [self._objective(self._run(run, part)) for part, *_ in _tiles(pictures, self.tile)]
         return torch.stack(found).mean(0)
 
-    def step(self, run: Run, pictures: Tensor, shifts: Tensor, size: float) -> Tensor:
-        gradient = _rolled(self.gradient(run, _rolled(pictures, shifts)), -shifts)
+    def step(self, run: Run, pictures: Tensor, shifts: tuple[int, int], size: float) -> Tensor:
+        down, right = shifts
+        gradient = self.gradient(run, pictures.roll((down, right), (2, 3))).roll((-down, -right), (2, 3))
         mean = gradient.abs().mean((1, 2, 3), keepdim=True)
         # Where nothing is active there is nothing to climb.
         return (pictures + size * gradient / torch.where(mean > 0, mean, 1)).clamp(0, 1)
@@ -277,25 +289,11 @@ def _stretches(side: int, tile: int | None) -> list[slice]:
     return [slice(start, start + length) for start in starts]
 
 
-def _draws(seed: int, images: int, octaves: int, steps: int) -> Tensor:
-    """In [0, 1), `(octaves, steps, B, 2)`; each image has a generator, so that its neighbours do not matter."""
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(images)]
-    return torch.stack([torch.rand(octaves, steps, 2, generator=g) for g in generators], 2)
-
-
-def _shifts(draws: Tensor, size: tuple[int, int], jitter: int, tile: int | None) -> Tensor:
-    """Pixels down and to the right, of the shape of the draws."""
-    reach = [side if tile and tile < side else 2 * min(jitter, side // 4) + 1 for side in size]
-    down, right = ((draws[..., d] * n).long() - n // 2 for d, n in enumerate(reach))
-    return torch.stack([down, right], -1)
-
-
-def _rolled(images: Tensor, shifts: Tensor) -> Tensor:
-    """Each image `(k, H, W)` shifted around by its own `(down, right)`."""
-    height, width = images.shape[-2:]
-    rows = (torch.arange(height, device=images.device) - shifts[:, :1]) % height  # (B, H)
-    columns = (torch.arange(width, device=images.device) - shifts[:, 1:]) % width
-    return images.take_along_dim(rows[:, None, :, None], 2).take_along_dim(columns[:, None, None, :], 3)
+def _shifts(draws: Tensor, size: tuple[int, int], jitter: int, tile: int | None) -> Iterator[tuple[int, int]]:
+    """Pixels down and to the right, from draws `(steps, 2)` in [0, 1)."""
+    height, width = (side if tile and tile < side else 2 * min(jitter, side // 4) + 1 for side in size)
+    for down, right in draws.tolist():
+        yield int(down * height) - height // 2, int(right * width) - width // 2
 
 
 def _resized(images: Tensor, size: Sequence[int]) -> Tensor:

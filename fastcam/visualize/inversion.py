@@ -40,6 +40,9 @@ class Inversion(Images):
         super().__init__(data, **about)
         self.original = original
 
+    def _tensors(self) -> dict[str, Tensor | None]:
+        return super()._tensors() | {"original": self.original.data}
+
     def of(self, layer: str) -> Tensor:
         """The images `(B, k, H, W)` of a layer, by its name; ValueError for another."""
         if layer not in (self.layer or []):
@@ -65,13 +68,14 @@ class Inversion(Images):
             show_picture(ax, shown(picture), f"{title}: error {error:.2f}")
 
 
+@torch.inference_mode(False)
 def invert(
     model: nn.Module,
     x: Tensor,
     layers: Layers,
     *,
     steps: int = 200,
-    lr: float = 0.005,
+    learning_rate: float = 0.005,
     alpha: float = 6.0,
     beta: float = 2.0,
     lambda_alpha: float = 1e-3,
@@ -80,6 +84,7 @@ def invert(
     std: Any = None,
     seed: int = 0,
     batch_size: int | str = "auto",
+    progress: bool = False,
 ) -> Inversion:
     """Images made anew from what layers give for an image (Mahendran and Vedaldi, CVPR 2015, arXiv:1412.0035).
 
@@ -87,36 +92,47 @@ def invert(
 
     TV(p) = mean ((p[i + 1, j] - p[i, j])^2 + (p[i, j + 1] - p[i, j])^2)^(beta / 2)
 
-    p is a picture in [0, 1], begun as grey with faint noise. In each step velocity = 0.9 velocity - lr g / rms(g), g
-    the gradient, and p += velocity; lr falls to 0 along a cosine. All layers of all images are rows of one batch, or of
-    several of `batch_size`, that runs as far as the last of its layers; each row ends up as it does alone.
+    p is a picture in [0, 1], begun as grey with faint noise. In each step velocity = 0.9 velocity - rate g / rms(g),
+    g the gradient, and p += velocity; the rate falls from `learning_rate` to 0 along a cosine. All layers of all images
+    are rows of one batch, or of several of `batch_size`, that runs as far as the last of its layers; each row ends up
+    as it does alone, but for rounding, which grows over the steps.
 
     x                        `(B, k, H, W)`, as the model takes it
     layers                   as for `GradCAM`, usually a list; a layer of any shape that has the batch first, `(B, C)`
-                             of a linear one, too
+                             of a linear one, too. Repeats are left out
     lambda_alpha, lambda_tv  weights of the two priors, in the unit of the relative error
     mean, std                of pictures in [0, 1], see `Images`. Without them pictures are in the range [0, 1] for an
                              image that lies in it, for another from its least to its greatest value
-    lr                       the root mean square of a step's change before the momentum adds up, 1 from black to white
-    seed                     of the noise; image i, in all layers, begins with that of `seed + i`
-    batch_size               rows at once; "auto" grows while that is faster, and is halved where memory fails
+    learning_rate            the root mean square of a step's change before the momentum adds up, 1 from black to white
+    seed                     of the noise, which is the same for all images and layers
+    batch_size               rows at once; "auto" is halved where memory fails
+    progress                 show a bar on stderr
 
     Returns an `Inversion`: inputs `(B L, k, H, W)` of x's type on the model's device, the images of one image side by
     side. The model, in evaluation mode here, is left as it was; in half precision it is run on pictures kept in fp32.
-    Raises ValueError for unknown layers, for a layer whose output has not the batch first, and for numbers out of
-    range; RuntimeError if no gradient can flow from the layers to the input.
+    Raises ValueError for unknown layers, for a layer whose output has not the batch first, for NaN in x and for numbers
+    out of range; RuntimeError if no gradient can flow from the layers to the input.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 3))
     >>> inversion = invert(model, torch.rand(2, 1, 8, 8), ["1", "3"], steps=20)
     >>> inversion.data.shape, inversion.of("1").shape, inversion.titles
     (torch.Size([4, 1, 8, 8]), torch.Size([2, 1, 8, 8]), ['1', '3', '1', '3'])
     """
-    settings: dict[str, Any] = {"steps": steps, "lr": lr, "alpha": alpha, "beta": beta, "lambda_alpha": lambda_alpha}
-    settings |= {"lambda_tv": lambda_tv, "mean": mean, "std": std, "seed": seed, "batch_size": batch_size}
+    from tqdm import tqdm
+
+    settings: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "alpha": alpha, "beta": beta}
+    settings |= {
+        "lambda_alpha": lambda_alpha,
+        "lambda_tv": lambda_tv,
+        "mean": mean,
+        "std": std,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
     net = unwrap(model)
-    modules = find_layers(net, layers)
+    modules = list(dict.fromkeys(find_layers(net, layers)))
     check_count("steps", steps)
-    for name, value in (("lr", lr), ("alpha", alpha), ("beta", beta)):
+    for name, value in (("learning_rate", learning_rate), ("alpha", alpha), ("beta", beta)):
         if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value!r}")
     for name, value in (("lambda_alpha", lambda_alpha), ("lambda_tv", lambda_tv)):
@@ -125,11 +141,14 @@ def invert(
     given = batch_of_images(net, x)
     limits = valid_range(given, mean, std)
     prior = _Prior(alpha, beta, lambda_alpha, lambda_tv)
-    descent = _Descent(net, modules, given, limits, prior)
-    noise = [torch.randn(given.shape[1:], generator=torch.Generator().manual_seed(seed + i)) for i in range(len(given))]
-    start = (0.5 + _NOISE * torch.stack(noise).to(given)).clamp(0, 1)
-    rows, size = len(given) * len(modules), BatchSize(batch_size, given.device)
-    pictures = in_batches(rows, lambda first, end: descent.run(start, range(first, end), steps, lr), size)
+    noise = torch.randn(given.shape[1:], generator=torch.Generator().manual_seed(seed))
+    start = (0.5 + _NOISE * noise.to(given)).clamp(0, 1)
+    rows, size = len(given) * len(modules), BatchSize(batch_size, given.device, steady=True)
+    with tqdm(total=rows * steps, desc="invert", disable=not progress, leave=False) as bar:
+        descent = _Descent(net, modules, given, limits, prior, bar.update)
+        pictures = in_batches(
+            rows, lambda first, end: descent.run(start, range(first, end), steps, learning_rate), size
+        )
     score = in_batches(rows, lambda first, end: descent.errors(pictures[first:end], range(first, end)), size)
     names = [layer_name(net, m) for m in modules]
     ranges = limits.of([row // len(modules) for row in range(rows)])
@@ -183,26 +202,33 @@ class _Descent:
     """The optimisation of rows: row b L + l is image b at layer l."""
 
     def __init__(
-        self, net: nn.Module, modules: Sequence[nn.Module], x: Tensor, limits: ValidRange, prior: _Prior
+        self,
+        net: nn.Module,
+        modules: Sequence[nn.Module],
+        x: Tensor,
+        limits: ValidRange,
+        prior: _Prior,
+        tick: Callable[[int], Any],
     ) -> None:
-        self.net, self.modules, self.limits, self.prior = net, modules, limits, prior
+        self.net, self.modules, self.limits, self.prior, self.tick = net, modules, limits, prior, tick
         self.door = door_of(net)
         with differentiable(net, modules) as run, torch.no_grad():
             seen = run(self.door(x)).activations
             self.wanted = [self._features(m, seen[m], len(x)) for m in modules]
 
-    def run(self, start: Tensor, rows: range, steps: int, lr: float) -> Tensor:
-        """The pictures of some rows, from the start of their images `(B, k, H, W)`."""
+    def run(self, start: Tensor, rows: range, steps: int, learning_rate: float) -> Tensor:
+        """The pictures of some rows, all from the start `(k, H, W)`."""
         limits, parts = self._of(rows)
-        pictures = start[[row // len(self.modules) for row in rows]]
+        pictures = start.repeat(len(rows), 1, 1, 1)
         velocity = torch.zeros_like(pictures)
         with differentiable(self.net, [part.module for part in parts]) as run:
             for step in range(steps):
                 gradient = self._gradient(run, pictures.detach().requires_grad_(), limits, parts)
                 rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
-                rate = lr * (1 + math.cos(math.pi * step / steps)) / 2
+                rate = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
                 velocity = _MOMENTUM * velocity - rate * gradient / torch.where(rms > 0, rms, 1)
                 pictures = (pictures + velocity).clamp(0, 1)
+                self.tick(len(rows))
         return pictures
 
     def errors(self, pictures: Tensor, rows: range) -> Tensor:

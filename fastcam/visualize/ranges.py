@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastcam.images import check_contrast
+from fastcam.images import check_contrast, statistics
 from fastcam.inputs import check_input
 from fastcam.record import owned
 
 
 class ValidRange(NamedTuple):
-    """Where images lie: inputs = low + pictures (high - low), each `(1, k, 1, 1)` or `(B, 1, 1, 1)`."""
+    """Where images lie: inputs = low + pictures (high - low), each `(1, 1 or k, 1, 1)` or `(B, 1, 1, 1)`."""
 
     low: Tensor
     high: Tensor
@@ -35,7 +35,10 @@ def batch_of_images(net: nn.Module, x: Any) -> Tensor:
     """A checked batch `(B, k, H, W)` on the model's device, in at least fp32 and without a graph."""
     check_input(x)
     if x.ndim != 4:
-        raise ValueError(f"x must be a batch of images (B, k, H, W), got {tuple(x.shape)}")
+        hint = ": it has no batch dimension, pass x[None]" if x.ndim == 3 else ""
+        raise ValueError(f"x must be a batch of images (B, k, H, W), got {tuple(x.shape)}{hint}")
+    if not bool(x.isfinite().all()):
+        raise ValueError("x has values that are NaN or infinite")
     x = owned(net, x.detach())
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -54,20 +57,10 @@ def valid_range(x: Tensor, mean: Any = None, std: Any = None) -> ValidRange:
         if bool((limits.low == limits.high).any()):
             raise ValueError("x has an image of one value outside [0, 1], so its range is unknown: pass mean and std")
     else:
-        centre, spread = _statistic("mean", mean, 0.0, x), _statistic("std", std, 1.0, x)
-        if not bool((spread > 0).all()):
-            raise ValueError(f"std must be above 0, got {std}")
+        centre, spread = (value[None] for value in statistics(x, mean, std, positive=True))
         limits = ValidRange(-centre / spread, (1 - centre) / spread)
-    check_contrast(x, mean, std, name="x", stacklevel=4)
+    check_contrast(x, mean, std, name="x", stacklevel=5)
     return limits
-
-
-def _statistic(name: str, given: Any, otherwise: float, x: Tensor) -> Tensor:
-    """`(1, k, 1, 1)`, from one value or one a channel."""
-    value = torch.as_tensor(otherwise if given is None else given, dtype=x.dtype, device=x.device).flatten()
-    if len(value) not in (1, x.shape[1]):
-        raise ValueError(f"{name} must be one value or {x.shape[1]}, one a channel, got {len(value)}")
-    return value.expand(x.shape[1]).view(1, -1, 1, 1)
 
 
 def door_of(net: nn.Module) -> Callable[[Tensor], Tensor]:
