@@ -161,7 +161,7 @@ def write(
 
 
 def _plain(value: Any) -> Any:
-    """What `torch.load` reads without running code: numbers, text, tensors, and lists and dictionaries of these."""
+    """What `torch.load` reads without running code: numbers, text, tensors, and lists, tuples and dictionaries of these."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor):
@@ -171,7 +171,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k if type(k) in (int, str) else str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        kind: Callable[[Any], Any] = tuple if isinstance(value, tuple) else list
+        return kind(_plain(v) for v in value)
     return str(value)
 
 

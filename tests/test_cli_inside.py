@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import matplotlib
@@ -162,18 +163,21 @@ def test_wrong_options_are_explained_without_a_traceback(photos, tmp_path, capsy
 def test_wrong_options_of_maximize(tmp_path, capsys):
     assert run("maximize", "tail:3", "--steps", "2", "-o", "start=photo.png", "--out", tmp_path) == 2
     said = capsys.readouterr().err
-    assert "AttributeError" in said and "start='photo.png'" in said
+    assert "start='photo.png'" in said and "Traceback" not in said
     for given in ("size=big", "transforms=some", "batch_size=x", "learning_rate=x", "history=3", "seed=x"):
         assert run("maximize", "tail:3", "--steps", "2", "-o", given, "--out", tmp_path) == 2, given
 
 
-def test_an_error_that_no_option_explains_is_not_hidden(photos, tmp_path, monkeypatch):
+def test_an_error_that_no_option_explains_is_not_hidden(photos, tmp_path, monkeypatch, capsys):
     def broken(*_, **__):
         raise KeyError("of the model")
 
+    broken.__signature__ = inspect.signature(fastcam.deep_dream)
     monkeypatch.setattr(fastcam, "deep_dream", broken)
     with pytest.raises(KeyError, match="of the model"):
         run("dream", photos, "--layer", "tail", "--out", tmp_path / "out")
+    assert run("dream", photos, "--layer", "tail", "-o", "steps=1", "--out", tmp_path / "out") == 2
+    assert "KeyError: 'of the model'; is an option wrong? -o steps=1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
