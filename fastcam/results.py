@@ -161,7 +161,7 @@ def write(
 
 
 def _plain(value: Any) -> Any:
-    """What `torch.load` reads without running code: numbers, text, tensors, and lists, tuples and dictionaries of these."""
+    """What `torch.load` reads without running code: numbers, text, tensors; lists, tuples, dictionaries of these."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor):
