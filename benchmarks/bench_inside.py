@@ -53,10 +53,11 @@ def check(name: str, problem: Problem, outputs: dict[str, Any]) -> float:
         return _check_images(problem, outputs)
     ours, theirs = (np.asarray(outputs[side].detach().cpu(), np.float64) for side in ("fastcam", "captum"))
     if name == "SmoothGrad":  # each draws noise of its own: what they agree in is the signal
-        likeness = float(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1])
-        if not likeness > 0.3:
-            raise AssertionError(f"{name} correlates by {likeness:.3f} only")
-        return 1 - likeness
+        again = fastcam.SmoothGrad(problem.net, samples=SAMPLES, seed=1).attribute(problem.x, problem.targets)
+        usual, likeness = (float(np.corrcoef(ours.ravel(), a.ravel())[0, 1]) for a in (again.cpu().numpy(), theirs))
+        if not likeness > 0.8 * usual > 0.05:
+            raise AssertionError(f"{name} correlates by {likeness:.3f} with captum's, by {usual:.3f} with another seed")
+        return 1 - likeness / usual
     # A rounding may move single pixels far, where it decides whether a ReLU of a point on the path is open.
     difference = float(np.abs(ours - theirs).mean() / np.abs(theirs).mean())
     if not difference <= 1e-3:
