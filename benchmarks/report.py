@@ -19,7 +19,8 @@ _LEGEND = (
     "without gradients. Speed-up is grad-cam's time over fastcam's: below 1 fastcam is slower. Memory is the peak of "
     "tensors allocated during the call, over the forward pass's; numpy's arrays, mostly grad-cam's, are not in it. "
     "Methods that score many changed rows have a table of their own: `its masked passes` are the forward passes of "
-    "Score-CAM alone, at their fastest batch size, and memory is compared with a forward pass of 32 images."
+    "Score-CAM alone, at their fastest batch size, and memory is compared with a forward pass of 32 images. "
+    "`captum / fastcam` and the like are the other's time over fastcam's: below 1 fastcam is slower."
 )
 
 
