@@ -149,7 +149,7 @@ def _accepts(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     except TypeError:
         return False
     except ValueError:  # a forward that is not written in Python
-        pass
+        return True
     return True
 
 

@@ -285,8 +285,9 @@ def test_no_warning_and_no_gradient_needed(Backprop):
     model, x = tiny(), torch.randn(1, 3, 20, 24)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for c in range(5):
-            Backprop(model).calculate_gradients(x, c, guided=True)
+        found = [Backprop(model).calculate_gradients(x, c, guided=True) for c in range(5)]
+    assert all(g.abs().max() > 0 and not g.requires_grad for g in found)
+    assert not x.requires_grad and x.grad is None and all(p.grad is None for p in model.parameters())
 
 
 def test_a_batch_is_each_image_for_itself(Backprop):

@@ -6,15 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from fastcam.visualize.evaluation import Site
+from fastcam.visualize.fields import interval, support
 from fastcam.visualize.forward import differentiable
 from fastcam.visualize.objectives import Objective
 
 _MARGIN = 0.1  # of what the neurons see, on each side: room for moves of the picture
-_LOOKS = 4  # random images: what a maximum passes over in one it may take in another
 _SAME = 1e-3  # of the values' spread
 
 Place = tuple[nn.Module, tuple[int, ...]]  # a layer, and where in its map
@@ -95,12 +94,6 @@ def _seen(
                 continue
             here = maps[:, :, row, column]
             values.append(here.detach().float())
-            gradient = torch.autograd.grad(here.sum(), x, retain_graph=True)[0]
-            touched = (gradient != 0).flatten(0, 1).any(0)
-            boxes.append([_extent(touched.any(1)), _extent(touched.any(0))])
+            touched = support(here.sum(), x)
+            boxes.append([interval(touched.any(1)), interval(touched.any(0))])
     return values, boxes
-
-
-def _extent(touched: Tensor) -> tuple[int, int]:
-    places = touched.nonzero()
-    return (int(places.min()), int(places.max()) + 1) if len(places) else (0, len(touched))

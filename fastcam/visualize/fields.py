@@ -59,8 +59,8 @@ def fields_of(
         def measure(rows: list[int], columns: list[int]) -> None:
             for n in range(max(len(rows), len(columns))):
                 row, column = rows[min(n, len(rows) - 1)], columns[min(n, len(columns) - 1)]
-                seen = _support((maps[:, :, row, column] * weights).sum(), x)
-                found.rows[row], found.columns[column] = (_interval(seen.any(1 - d)) for d in range(2))
+                seen = support((maps[:, :, row, column] * weights).sum(), x)
+                found.rows[row], found.columns[column] = (interval(seen.any(1 - d)) for d in range(2))
 
         middle = [sorted({(n - 1) // 2, n // 2}) for n in size]
         measure(*middle)
@@ -75,8 +75,8 @@ def fields_of(
         return found
 
 
-def _support(value: Tensor, x: Tensor) -> Tensor:
-    """Of which pixels `(H, W)` the value depends."""
+def support(value: Tensor, x: Tensor) -> Tensor:
+    """The pixels `(H, W)` that the value depends on, in any of the images x; all without a gradient."""
     everything = torch.ones(x.shape[2:], dtype=torch.bool, device=x.device)
     if not value.requires_grad:
         return everything
@@ -84,7 +84,8 @@ def _support(value: Tensor, x: Tensor) -> Tensor:
     return everything if gradient is None else (gradient != 0).flatten(0, 1).any(0)
 
 
-def _interval(seen: Tensor) -> tuple[int, int]:
+def interval(seen: Tensor) -> tuple[int, int]:
+    """From the first that is seen to behind the last; everything if none is."""
     places = seen.nonzero().flatten().tolist()
     return (places[0], places[-1] + 1) if places else (0, len(seen))
 

@@ -31,7 +31,7 @@ _SHORT = 128  # fewer steps than this leave no time for more than the climb
 _FAR = 12.0  # rate times steps, at least: how far a short run gets, too
 _GENTLE = 0.1  # of the rate, where an image that is given is to be seen in the end, too
 _DROP = 1e-3  # of a score's size, below its beginning: more than rounding
-_GREY = 4  # random pictures by which a crop is judged
+_LOOKS = 4  # random pictures by which a crop is judged: what a maximum passes over in one it may take in another
 
 
 class Maximized(Images):
@@ -233,7 +233,7 @@ def _crop(
         raise ValueError(f'canvas must be "auto" or "full", got {canvas!r}')
     if canvas == "full":
         return None
-    noise = torch.rand(_GREY, *frame.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(_LOOKS, *frame.shape, generator=torch.Generator().manual_seed(0))
     return crop_for(net, goals, sites, frame.inputs(noise.to(frame.low)))
 
 
