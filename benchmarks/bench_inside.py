@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fastcam
-from benchmarks.bench_methods import Problem, forward
+from benchmarks.problem import Problem, forward
 from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import SideBySide, wall_clock
@@ -34,17 +34,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("model", "name"), cases)
 
 
-def bench_inside(benchmark: Any, settings: Settings, model: str, name: str) -> None:
+def bench_inside(benchmark: Any, row: dict[str, Any], settings: Settings, model: str, name: str) -> None:
     device = str(settings.device)
     problem = Problem.of(model, BATCH, device)
-    benchmark.extra_info.update(case="inside", model=model, batch=BATCH, method=name)
-    comparison = SideBySide(CASES[name](problem), wall_clock(device))
-    benchmark.extra_info["difference"] = check(name, problem, comparison.warm_up())
-    expected = settings.repetitions * comparison.warm_up_seconds
-    if expected > settings.case_limit:
-        pytest.skip(f"would take longer than the limit of {settings.case_limit:.0f} s")
+    row.update(batch=BATCH, method=name)
+    comparison = SideBySide(CASES[name](problem), wall_clock(device), settings.cap)
+    row["difference"] = check(name, problem, comparison.warm_up())
     gc.collect()
-    comparison.run(benchmark, settings.repetitions)
+    row.update(comparison.run(benchmark, settings.repetitions))
 
 
 def check(name: str, problem: Problem, outputs: dict[str, Any]) -> float:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +15,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from benchmarks.memory import peak_bytes
-from benchmarks.models import RECIPES, images, network, predicted
+from benchmarks.problem import Problem, forward
 from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import SideBySide, wall_clock
@@ -37,26 +35,6 @@ ONE_PASS = [
 SIGNLESS = ("eigencam", "eigengradcam")  # a principal component has no sign of its own
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is explained: a network, its layer, a batch of images and the class of each."""
-
-    net: nn.Module
-    layer: str
-    x: Tensor
-    targets: list[int]
-
-    @classmethod
-    def of(cls, model: str, batch: int, device: str) -> Problem:
-        recipe, net = RECIPES[model], network(model, device)
-        x = images(batch, recipe.size).to(device)
-        return cls(net, recipe.layer, x, predicted(net, x))
-
-    def copied(self) -> Problem:
-        """The same with a network of its own: hooks and gradients that one side leaves in it touch no other."""
-        return Problem(copy.deepcopy(self.net), self.layer, self.x, self.targets)
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     settings = metafunc.config.stash[SETTINGS]
     assert settings.device is not None
@@ -69,24 +47,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("model", "batch", "method"), cases)
 
 
-def bench_method(benchmark: Any, settings: Settings, model: str, batch: int, method: str) -> None:
-    if (method, batch) in settings.left_out:
-        pytest.skip(settings.left_out[method, batch])
+def bench_method(benchmark: Any, row: dict[str, Any], settings: Settings, model: str, batch: int, method: str) -> None:
     device = str(settings.device)
     problem = Problem.of(model, batch, device)
-    benchmark.extra_info.update(case="methods", model=model, batch=batch, method=method)
-    comparison = SideBySide(sides(problem, method), wall_clock(device))
+    row.update(batch=batch, method=method)
+    comparison = SideBySide(sides(problem, method), wall_clock(device), settings.cap)
     outputs = comparison.warm_up()
-    benchmark.extra_info["difference"] = check(problem, method, outputs, TOLERANCE[device])
-    expected = settings.repetitions * comparison.warm_up_seconds
-    if expected > settings.case_limit:
-        pytest.skip(f"would take longer than the limit of {settings.case_limit:.0f} s")
+    row["difference"] = check(problem, method, outputs, TOLERANCE[device])
     gc.collect()
-    comparison.run(benchmark, settings.repetitions)
+    row.update(comparison.run(benchmark, settings.repetitions))
     gc.collect()  # grad-cam's objects are in cycles with its hooks
-    memory = {name: peak_bytes(call, device) for name, call in sides(problem, method).items()}
-    benchmark.extra_info["memory"] = memory
-    benchmark.extra_info["memory_ratios"] = {
+    memory = {
+        name: peak_bytes(call, device) for name, call in sides(problem, method).items() if name in comparison.sides
+    }
+    row["memory"] = memory
+    row["memory_ratios"] = {
         f"{name}/forward": size / memory["forward"] for name, size in memory.items() if name != "forward"
     }
 
@@ -102,10 +77,6 @@ def sides(problem: Problem, method: str) -> dict[str, Callable[[], Any]]:
     elif method in METHODS and method != "cam":  # which grad-cam has not
         calls["grad-cam"] = theirs(problem.copied(), METHODS[method].__name__)
     return calls
-
-
-def forward(problem: Problem) -> Callable[[], Tensor]:
-    return partial(torch.no_grad()(problem.net), problem.x)
 
 
 def ours(problem: Problem, method: str) -> Callable[[], np.ndarray]:

@@ -143,7 +143,7 @@ def chosen(settings: Settings, device: str = "cuda") -> Iterator[Operation]:
             yield principal_component(shape, dtype, device)
 
 
-def bench_operator(benchmark: Any, settings: Settings, operation: Operation) -> None:
+def bench_operator(benchmark: Any, row: dict[str, Any], settings: Settings, operation: Operation) -> None:
     sets = input_sets(operation, 4 * torch.cuda.get_device_properties(0).L2_cache_size)
     difference = check(operation, sets[0])
     clock = KernelClock()
@@ -151,13 +151,13 @@ def bench_operator(benchmark: Any, settings: Settings, operation: Operation) -> 
     comparison = SideBySide({"copy": lambda: copies[1].copy_(copies[0]), **sides(operation, sets)}, clock)
     comparison.warm_up()
     summary = comparison.run(benchmark, settings.repetitions)
+    row.update(summary)
     calls = SideBySide(sides(operation, sets), wall_clock("cuda"))
     calls.warm_up()
     for _ in range(settings.repetitions):
         calls.repetition()
     moved = floor_bytes(operation, sets[0])
-    benchmark.extra_info.update(
-        case="operators",
+    row.update(
         operator=operation.name,
         shape=operation.shape,
         dtype=operation.dtype,

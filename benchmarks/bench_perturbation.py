@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bench_methods import TOLERANCE, Problem, forward, theirs
+from benchmarks.bench_methods import TOLERANCE, theirs
 from benchmarks.memory import peak_bytes
+from benchmarks.problem import Problem, forward
 from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import SideBySide, wall_clock
@@ -44,18 +45,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("model", "batch", "method"), cases)
 
 
-def bench_perturbation(benchmark: Any, settings: Settings, model: str, batch: int, method: str) -> None:
+def bench_perturbation(
+    benchmark: Any, row: dict[str, Any], settings: Settings, model: str, batch: int, method: str
+) -> None:
     device = str(settings.device)
     problem = Problem.of(model, batch, device)
-    benchmark.extra_info.update(case="perturbation", model=model, batch=batch, method=named(method))
-    comparison = SideBySide(sides(problem, method), wall_clock(device))
+    row.update(batch=batch, method=named(method))
+    comparison = SideBySide(sides(problem, method), wall_clock(device), settings.cap)
     outputs = comparison.warm_up()
-    benchmark.extra_info.update(check(problem, method, outputs, TOLERANCE[device]))
-    expected = settings.repetitions * comparison.warm_up_seconds
-    if expected > settings.case_limit:
-        pytest.skip(f"would take longer than the limit of {settings.case_limit:.0f} s")
+    row.update(check(problem, method, outputs, TOLERANCE[device]))
     gc.collect()
-    comparison.run(benchmark, settings.repetitions)
+    row.update(comparison.run(benchmark, settings.repetitions))
     gc.collect()
     rows = problem.x[:1].expand(ROWS, -1, -1, -1).contiguous()
     measured = problem.copied()
@@ -66,9 +66,9 @@ def bench_perturbation(benchmark: Any, settings: Settings, model: str, batch: in
         "fastcam": ours(measured, method, batch_size=ROWS),
     }
     memory = {name: peak_bytes(call, device) for name, call in calls.items()}
-    benchmark.extra_info["memory"] = memory
-    benchmark.extra_info["memory_images"] = len(measured.x)
-    benchmark.extra_info["memory_ratios"] = {"fastcam/forward": memory["fastcam"] / memory["forward"]}
+    row["memory"] = memory
+    row["memory_images"] = len(measured.x)
+    row["memory_ratios"] = {"fastcam/forward": memory["fastcam"] / memory["forward"]}
 
 
 def named(method: str) -> str:

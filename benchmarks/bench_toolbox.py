@@ -20,7 +20,8 @@ from pytorch_grad_cam.sobel_cam import sobel_cam as their_sobel_cam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 import fastcam
-from benchmarks.bench_methods import Problem, difference_up_to_sign, forward
+from benchmarks.bench_methods import difference_up_to_sign
+from benchmarks.problem import Problem, forward
 from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import SideBySide, wall_clock
@@ -42,19 +43,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("model", "name"), cases)
 
 
-def bench_toolbox(benchmark: Any, settings: Settings, model: str, name: str) -> None:
+def bench_toolbox(benchmark: Any, row: dict[str, Any], settings: Settings, model: str, name: str) -> None:
     device = str(settings.device)
     problem = Problem.of(model, BATCH, device)
-    benchmark.extra_info.update(case="toolbox", model=model, batch=BATCH, method=name)
+    row.update(batch=BATCH, method=name)
     sides = CASES[name](problem)
-    comparison = SideBySide({"forward": forward(problem.copied()), **sides}, wall_clock(device))
+    comparison = SideBySide({"forward": forward(problem.copied()), **sides}, wall_clock(device), settings.cap)
     outputs = comparison.warm_up()
-    benchmark.extra_info["difference"] = check(name, problem, outputs)
-    expected = settings.repetitions * comparison.warm_up_seconds
-    if expected > settings.case_limit:
-        pytest.skip(f"would take longer than the limit of {settings.case_limit:.0f} s")
+    row["difference"] = check(name, problem, outputs)
     gc.collect()
-    comparison.run(benchmark, settings.repetitions)
+    row.update(comparison.run(benchmark, settings.repetitions))
 
 
 def check(name: str, problem: Problem, outputs: dict[str, Any]) -> float:

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--readme", type=Path, default=_FOLDER.parent / "README.md")
     parser.add_argument("--results", type=Path, default=_FOLDER / "results", help="folder of recorded runs")
     options = parser.parse_args(arguments)
-    block = "\n".join(tables(json.loads(file.read_text())) for file in sorted(options.results.glob("*.json")))
+    block = "\n".join(tables(json.loads(file.read_text())) for file in sorted(options.results.rglob("*.json")))
     block = f"{_LEGEND}\n\n{block}" if block else "No run is on record yet.\n"
     text = options.readme.read_text() if options.readme.exists() else ""
     if options.check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,12 @@ _PYTEST = (
 
 
 class Session:
-    """The pytest plugin of a run: gives the cases its settings and keeps what they measured.
+    """The pytest plugin of a run: gives the cases its settings and keeps what they measured, one `Group` a file."""
 
-    rows       the `extra_info` of each case that ran to its end
-    failed     the names of cases whose outputs did not pass their check, or that broke
-    left_out   name and reason of cases that were skipped
-    """
-
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, head: dict[str, Any]) -> None:
         self._settings = settings
-        self.rows: list[dict[str, Any]] = []
-        self.failed: list[str] = []
-        self.left_out: list[dict[str, str]] = []
+        self._head = head
+        self.groups: dict[str, Group] = {}
 
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[SETTINGS] = self._settings
@@ -49,17 +43,64 @@ class Session:
     def settings(self) -> Settings:
         return self._settings
 
+    @pytest.fixture
+    def row(self, request: pytest.FixtureRequest) -> dict[str, Any]:
+        """What a case measured, to be filled in by it: `case` and `model`, where it has one, are there."""
+        return _named(request.node)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         outcome = yield
+        reason = outcome.longrepr[2] if outcome.skipped and isinstance(outcome.longrepr, tuple) else ""
+        if "empty parameter set" in reason:  # nothing of this file was asked for
+            return outcome
+        group = self.groups.setdefault(self._settings.set_name or "-".join(_named(item).values()), Group())
         if outcome.failed:
-            self.failed.append(item.name)
-        elif outcome.skipped and isinstance(outcome.longrepr, tuple):
-            self.left_out.append({"case": item.name, "reason": outcome.longrepr[2].removeprefix("Skipped: ")})
+            group.failed.append(item.name)
+        elif outcome.skipped:
+            group.left_out.append({"case": item.name, "reason": reason.removeprefix("Skipped: ")})
         elif outcome.when == "call":
-            benchmark: Any = item.funcargs["benchmark"]
-            self.rows.append(dict(benchmark.extra_info))
+            group.rows.append(item.funcargs["row"])
         return outcome
+
+    def pytest_runtest_teardown(self) -> None:
+        """After every case, so that a run cut short keeps what it has."""
+        self.write()
+
+    def write(self) -> list[Path]:
+        """Write each group where the settings want it; the files."""
+        folder = self._settings.out or (RESULTS / slug(self._head["device"]) if self._settings.recorded else None)
+        if folder is None:
+            return []
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{name}.json" for name in self.groups]
+        for file, result in zip(files, self.results(), strict=True):
+            file.write_text(dumped(result))
+        return files
+
+    def results(self) -> list[dict[str, Any]]:
+        return [{**self._head, **vars(group)} for group in self.groups.values()]
+
+
+@dataclass
+class Group:
+    """The cases of a file.
+
+    rows       what each case measured that ran to its end
+    failed     the names of cases whose outputs did not pass their check, or that broke
+    left_out   name and reason of cases that were skipped
+    """
+
+    failed: list[str] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _named(item: Any) -> dict[str, str]:
+    """The case that an item belongs to, and its model if it has one."""
+    names = {"case": item.path.stem.removeprefix("bench_")}
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return {**names, "model": parameters["model"]} if "model" in parameters else names
 
 
 def run(settings: Settings) -> int:
@@ -71,14 +112,12 @@ def run(settings: Settings) -> int:
         return 2
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    plugin = Session(settings)
+    plugin = Session(settings, describe(str(settings.device), settings))
     files = [str(ROOT / "benchmarks" / f"bench_{case}.py") for case in cases]
     status = pytest.main([*_PYTEST, *files], plugins=[plugin])
-    measured = {"failed": plugin.failed, "left_out": plugin.left_out, "rows": plugin.rows}
-    result = {**describe(str(settings.device), settings), **measured}
-    if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        print(_written(result, settings))
-    print(report.tables(result))
+    written = plugin.write()
+    print("\n".join(f"written to {file}" for file in written) or "not written: no whole case; name a folder with --out")
+    print("\n".join(report.tables(result) for result in plugin.results()))
     return int(status)
 
 
@@ -100,16 +139,6 @@ def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
     if unknown := set(settings.methods) - set(known):
         return f"no method {', '.join(sorted(unknown))}; there are {', '.join(known)}"
     return None
-
-
-def _written(result: dict[str, Any], settings: Settings) -> str:
-    """Write the result where the settings want it; a line that says so."""
-    out = settings.out or (RESULTS / f"{slug(result['device'])}.json" if settings.recorded else None)
-    if out is None:
-        return "not written, since it is no whole run: name a file with --out\n"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(dumped(result))
-    return f"written to {out}\n"
 
 
 def dumped(result: dict[str, Any]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-CASES = ("methods", "perturbation", "toolbox", "inside", "operators")
+# What can be asked for by name: a part with all its cases, or a case alone, which is a file `bench_<case>.py`.
+PARTS = {"methods": ("methods", "perturbation", "toolbox", "inside"), "operators": ("operators",)}
+CASES = tuple(case for cases in PARTS.values() for case in cases)
 MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
 RECORDED_REPETITIONS = 7
@@ -19,9 +21,9 @@ class Settings:
     """One run. Empty `batches` and `methods` stand for all of them.
 
     set_name     the named set this is, as recorded
-    left_out     (method, batch) -> why a set does without it
-    case_limit   in seconds: a case that would take longer is left out, and the results say so
-    whole        nothing but a named set narrows the run down, so its results replace those on record
+    cap          in seconds: a side of which one call takes longer is not timed, and the results say so
+    whole        nothing but a named set narrows its cases down, so its results replace those on record
+    out          the folder of the results; None: `benchmarks/results/<device>`
     """
 
     device: str | None = None
@@ -31,16 +33,15 @@ class Settings:
     methods: tuple[str, ...] = ()
     repetitions: int = RECORDED_REPETITIONS
     threads: int | None = None
-    case_limit: float = 900.0
+    cap: float = 30.0
     commit: str | None = None
     out: Path | None = None
     set_name: str | None = None
     whole: bool = True
-    left_out: dict[tuple[str, int], str] = field(default_factory=dict)
 
     @property
     def recorded(self) -> bool:
-        """Whether the run goes to `benchmarks/results/` when no file is named."""
+        """Whether the run goes to `benchmarks/results/` when no folder is named."""
         return self.whole and self.repetitions >= RECORDED_REPETITIONS
 
     def batches_on(self, device: str) -> tuple[int, ...]:
@@ -51,16 +52,14 @@ class Settings:
         return [m for m in methods if not self.methods or m in self.methods]
 
 
-_SVD = "grad-cam decomposes each image's activations with numpy, minutes a call"
 SETS = {
     "gpu-short": Settings(
         device="cuda",
         models=("resnet50",),
         batches=(1, 32, 256),
         methods=("gradcam", "gradcam++", "layercam", "eigencam", "eigengradcam"),
-        case_limit=150.0,
+        cap=5.0,
         set_name="gpu-short",
-        left_out={("eigencam", 256): _SVD, ("eigengradcam", 256): _SVD},
         cases=("methods", "operators"),
     ),
     "gpu-perturbation": Settings(
@@ -68,7 +67,7 @@ SETS = {
         cases=("perturbation",),
         models=("resnet50",),
         methods=("ablationcam", "scorecam"),
-        case_limit=300.0,
+        cap=60.0,
         set_name="gpu-perturbation",
     ),
 }
@@ -78,20 +77,28 @@ def parse(arguments: list[str]) -> Settings:
     """The settings of a command line; what it says outweighs what its set says."""
     parser = _parser()
     given = vars(parser.parse_args(arguments))
+    if unknown := set(given["asked"]) - {*PARTS, *CASES}:
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(dict.fromkeys([*PARTS, *CASES]))}")
     base = SETS[name] if (name := given.pop("set")) else Settings()
     if base.device and given["device"] not in (None, base.device):
         parser.error(f"--set {name} is for {base.device}, got --device {given['device']}")
     said: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if v is not None}
-    narrowed = {"cases", "models", "batches", "methods"} & said.keys()
-    return replace(base, **said, whole=not narrowed)
+    if asked := said.pop("asked"):
+        named = [case for name in asked for case in PARTS.get(name, (name,))]
+        said["cases"] = tuple(case for case in CASES if case in named)
+    return replace(base, **said, whole=not {"batches", "methods"} & said.keys())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure fastcam against grad-cam and the forward pass. `report` as the first word writes the "
-        "README's tables from the recorded runs. A run narrowed down by --case, --model, --batch or --method, or one "
-        f"of fewer than {RECORDED_REPETITIONS} repetitions, is written only with --out.",
+        "README's tables from the recorded runs. Every case is written to a file of its own, for each model; one "
+        f"narrowed down by --batch or --method, or of fewer than {RECORDED_REPETITIONS} repetitions, only with --out.",
+    )
+    names = dict.fromkeys([*PARTS, *CASES])
+    parser.add_argument(
+        "asked", nargs="*", metavar="PART", help=f"a part or a case of one: {', '.join(names)}; default: all"
     )
     parser.add_argument(
         "--set",
@@ -99,7 +106,6 @@ def _parser() -> argparse.ArgumentParser:
         help="a named selection; gpu-short: what matters most, in 8 minutes; gpu-perturbation: ScoreCAM, AblationCAM",
     )
     parser.add_argument("--device", choices=tuple(BATCHES), help="default: cuda where there is one")
-    parser.add_argument("--case", dest="cases", choices=CASES, action="append", help="repeatable; default: all")
     parser.add_argument("--model", dest="models", choices=(*MODELS, "toy"), action="append", help="repeatable")
     parser.add_argument("--batch", dest="batches", type=_positive, action="append", metavar="N", help="repeatable")
     parser.add_argument(
@@ -107,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repetitions", type=_repetitions, metavar="N", help=f"default: {RECORDED_REPETITIONS}")
     parser.add_argument("--threads", type=_positive, metavar="N", help="of torch, OpenMP and BLAS; default: theirs")
-    parser.add_argument("--case-limit", type=float, metavar="SECONDS", help="leave out a case that takes longer")
+    parser.add_argument("--cap", type=float, metavar="SECONDS", help="do not time what takes longer for one call")
     parser.add_argument("--commit", help="what to record as the commit where git is not at hand")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<device>.json")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: benchmarks/results/<device>")
     return parser
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
@@ -14,24 +16,35 @@ Call = Callable[[], Any]
 Clock = Callable[[Call], float]  # runs a call and says how many seconds it took
 
 
+class OverCap(BaseException):
+    """A call took longer than its cap. No Exception, so that nothing in the call swallows it."""
+
+
 class SideBySide:
     """Sides `name -> call` in one interleaved run, from the baseline to the slowest, say.
 
     Each repetition times every side once and begins one side later than the one before. What counts is the median
-    over the repetitions of the ratio of two sides within one repetition.
+    over the repetitions of the ratio of two sides within one repetition. A side of which one call takes longer than
+    `cap` seconds is stopped there and left out: it is in `over_cap`.
     """
 
-    def __init__(self, sides: Mapping[str, Call], clock: Clock) -> None:
+    def __init__(self, sides: Mapping[str, Call], clock: Clock, cap: float | None = None) -> None:
         self.sides = dict(sides)
         self.clock = clock
+        self.cap = cap
         self.seconds: dict[str, list[float]] = {name: [] for name in sides}
-        self.warm_up_seconds = 0.0
+        self.over_cap: list[str] = []
 
     def warm_up(self) -> dict[str, Any]:
         """One untimed call of each side; what they return, to be checked before anything is timed."""
-        begin = time.perf_counter()
-        outputs = {name: call() for name, call in self.sides.items()}
-        self.warm_up_seconds = time.perf_counter() - begin
+        outputs = {}
+        for name in list(self.sides):
+            try:
+                with capped(self.cap):
+                    outputs[name] = self.sides[name]()
+            except OverCap:
+                self.over_cap.append(name)
+                del self.sides[name], self.seconds[name]
         return outputs
 
     def repetition(self) -> None:
@@ -41,11 +54,9 @@ class SideBySide:
             self.seconds[name].append(self.clock(self.sides[name]))
 
     def run(self, benchmark: Any, repetitions: int) -> dict[str, Any]:
-        """The repetitions as rounds of the pytest-benchmark fixture; the summary, also left in its `extra_info`."""
+        """The repetitions as rounds of the pytest-benchmark fixture; the summary."""
         benchmark.pedantic(self.repetition, rounds=repetitions, iterations=1)
-        summary = self.summary()
-        benchmark.extra_info.update(summary)
-        return summary
+        return self.summary()
 
     def summary(self) -> dict[str, Any]:
         """Seconds of each side, and ratios `"later/earlier"` of each two: medians with their quartiles."""
@@ -53,11 +64,31 @@ class SideBySide:
             "repetitions": min(len(s) for s in self.seconds.values()),
             "seconds": {name: spread(s) for name, s in self.seconds.items()},
             "ratios": {f"{b}/{a}": spread(self.ratio(b, a)) for a, b in combinations(self.sides, 2)},
+            "over_cap": {name: self.cap for name in self.over_cap},
         }
 
     def ratio(self, side: str, base: str) -> list[float]:
         """Seconds of one side over those of another, repetition by repetition."""
         return [s / b for s, b in zip(self.seconds[side], self.seconds[base], strict=True)]
+
+
+@contextmanager
+def capped(seconds: float | None) -> Iterator[None]:
+    """Raises `OverCap` in the block after so many seconds, as soon as Python code runs again."""
+
+    def stop(*_: Any) -> None:
+        raise OverCap
+
+    if seconds is None:
+        yield
+        return
+    usual = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The measuring tools: that they measure what they say. No timing is asserted."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from benchmarks import (  # noqa: E402
     bench_perturbation,
     bench_toolbox,
     memory,
+    problem,
     report,
     session,
     settings,
@@ -34,9 +37,6 @@ sys.path.remove(str(ROOT))
 
 class Rounds:
     """Stands in for the pytest-benchmark fixture, which xdist disables."""
-
-    def __init__(self):
-        self.extra_info = {}
 
     def pedantic(self, target, rounds, iterations):
         for _ in range(rounds * iterations):
@@ -58,11 +58,22 @@ def test_ratios_are_taken_within_a_repetition():
     seconds = {"slow": iter([2.0, 6.0, 30.0]), "fast": iter([1.0, 2.0, 15.0])}
     sides = {"fast": lambda: "fast", "slow": lambda: "slow"}
     comparison = side_by_side.SideBySide(sides, lambda call: next(seconds[call()]))
-    fixture = Rounds()
-    summary = comparison.run(fixture, 3)
+    summary = comparison.run(Rounds(), 3)
     assert summary["seconds"]["slow"] == {"median": 6.0, "quartiles": [4.0, 18.0]}
     assert summary["ratios"] == {"slow/fast": {"median": 2.0, "quartiles": [2.0, 2.5]}}
-    assert fixture.extra_info == summary
+
+
+def test_a_side_over_its_cap_is_stopped_and_left_out():
+    def endless():
+        while True:
+            with contextlib.suppress(Exception):
+                time.sleep(0.01)
+
+    comparison = side_by_side.SideBySide({"fast": lambda: 1, "slow": endless}, side_by_side.wall_clock("cpu"), cap=0.1)
+    assert comparison.warm_up() == {"fast": 1}
+    summary = comparison.run(Rounds(), 2)
+    assert summary["over_cap"] == {"slow": 0.1} and list(summary["seconds"]) == ["fast"] and summary["ratios"] == {}
+    time.sleep(0.15)  # no alarm is left over
 
 
 def test_memory_meter_sees_what_a_call_allocates(device):
@@ -167,10 +178,21 @@ def test_report_without_markers_goes_to_the_screen(tmp_path, capsys):
 def test_only_whole_runs_are_recorded():
     assert settings.parse([]).recorded
     assert settings.parse(["--set", "gpu-short", "--threads", "4"]).recorded
+    assert settings.parse(["methods", "--model", "resnet18"]).recorded
     assert not settings.parse(["--repetitions", "5"]).recorded
     assert not settings.parse(["--method", "gradcam"]).recorded
     with pytest.raises(SystemExit):
         settings.parse(["--set", "gpu-short", "--device", "cpu"])
+
+
+def test_a_part_stands_for_its_cases():
+    assert settings.parse([]).cases == settings.CASES
+    assert settings.parse(["operators", "toolbox"]).cases == ("toolbox", "operators")
+    assert settings.parse(["methods"]).cases == settings.PARTS["methods"]
+    with pytest.raises(SystemExit):
+        settings.parse(["metods"])
+    for case in settings.CASES:
+        assert (ROOT / "benchmarks" / f"bench_{case}.py").exists()
 
 
 @pytest.mark.parametrize("weighting", ops.WEIGHTINGS)
@@ -208,7 +230,7 @@ def test_definitions_replace_the_kernels_for_a_while():
 
 @pytest.fixture(scope="module")
 def toy():
-    return bench_methods.Problem.of("toy", 1, "cpu")
+    return problem.Problem.of("toy", 1, "cpu")
 
 
 def test_perturbation_cases_check_themselves(toy):
@@ -297,18 +319,20 @@ def test_gradient_cases_check_themselves(toy, method):
 
 
 def test_a_case_from_end_to_end(tmp_path):
-    out = tmp_path / "run.json"
-    options = ["--device", "cpu", "--model", "toy", "--batch", "1", "--method", "gradcam", "--method", "eigencam"]
-    command = [sys.executable, "-m", "benchmarks", *options, "--repetitions", "2", "--threads", "1", "--out", str(out)]
+    options = ["methods", "--device", "cpu", "--model", "toy", "--batch", "1"]
+    options += ["--method", "gradcam", "--method", "eigencam", "--repetitions", "2", "--threads", "1"]
+    command = [sys.executable, "-m", "benchmarks", *options, "--out", str(tmp_path)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(out.read_text())
+    assert [file.name for file in tmp_path.iterdir()] == ["methods-toy.json"]
+    text = (tmp_path / "methods-toy.json").read_text()
+    result = json.loads(text)
     assert result["failed"] == [] and result["threads"] == 1
     assert [row["method"] for row in result["rows"]] == ["gradcam", "eigencam"]
     for row in result["rows"]:
-        assert row["repetitions"] == 2 and row["difference"] < 1e-4
+        assert row["case"] == "methods" and row["repetitions"] == 2 and row["difference"] < 1e-4
         assert set(row["ratios"]) == {"fastcam/forward", "grad-cam/forward", "grad-cam/fastcam"}
         assert row["memory"]["grad-cam"] > row["memory"]["fastcam"] >= row["memory"]["forward"] > 0
     assert "| toy | 1 | eigencam |" in done.stdout
-    assert str(ROOT) not in out.read_text()
+    assert str(ROOT) not in text
