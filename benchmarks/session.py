@@ -52,14 +52,15 @@ class Session:
     def pytest_runtest_makereport(self, item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         outcome = yield
         reason = outcome.longrepr[2] if outcome.skipped and isinstance(outcome.longrepr, tuple) else ""
-        if "empty parameter set" in reason:  # nothing of this file was asked for
+        begun_or_ended = outcome.passed and outcome.when != "call"
+        if begun_or_ended or "empty parameter set" in reason:  # the latter: nothing of its file was asked for
             return outcome
         group = self.groups.setdefault(self._settings.set_name or "-".join(_named(item).values()), Group())
         if outcome.failed:
             group.failed.append(item.name)
         elif outcome.skipped:
             group.left_out.append({"case": item.name, "reason": reason.removeprefix("Skipped: ")})
-        elif outcome.when == "call":
+        else:
             group.rows.append(item.funcargs["row"])
         return outcome
 
