@@ -47,6 +47,16 @@ def device():
     return DEVICE
 
 
+@pytest.fixture
+def full_precision():
+    """fp32 without TF32, and convolutions whose results repeat to the bit."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    usual = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = False, False, True, False
+    yield
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = usual
+
+
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch):
     """torch.empty and its relatives return NaN, so an element that no kernel wrote is caught."""
