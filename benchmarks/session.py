@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.machine import describe, slug
-from benchmarks.settings import Settings
+from benchmarks.settings import GPU_ONLY, Settings
 from fastcam.methods import METHODS
 from fastcam.visualize import SALIENCY
 
@@ -107,7 +107,7 @@ def _named(item: Any) -> dict[str, str]:
 def run(settings: Settings) -> int:
     """Measure what the settings ask for; the exit status. Prints the tables last."""
     settings = replace(settings, device=settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cases = [case for case in settings.cases if case != "operators" or settings.device == "cuda"]
+    cases = [case for case in settings.cases if case not in GPU_ONLY or settings.device == "cuda"]
     if complaint := _impossible(settings, cases):
         print(complaint, file=sys.stderr)
         return 2
@@ -127,7 +127,7 @@ def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
     if settings.device == "cuda" and not torch.cuda.is_available():
         return "there is no GPU here"
     if not cases:
-        return "operators are measured on a GPU only"
+        return f"{' and '.join(settings.cases)} are measured on a GPU only"
     known = [*METHODS, *SALIENCY]
     if "toolbox" in cases:
         from benchmarks.bench_toolbox import CASES as toolbox

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 # What can be asked for by name: a part with all its cases, or a case alone, which is a file `bench_<case>.py`.
-PARTS = {"methods": ("methods", "perturbation", "toolbox", "inside"), "operators": ("operators",)}
+PARTS = {"methods": ("methods", "perturbation", "toolbox", "inside"), "operators": ("operators", "launches")}
+GPU_ONLY = PARTS["operators"]
 CASES = tuple(case for cases in PARTS.values() for case in cases)
 MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
@@ -60,7 +61,7 @@ SETS = {
         methods=("gradcam", "gradcam++", "layercam", "eigencam", "eigengradcam"),
         cap=5.0,
         set_name="gpu-short",
-        cases=("methods", "operators"),
+        cases=("methods", "operators", "launches"),
     ),
     "gpu-perturbation": Settings(
         device="cuda",

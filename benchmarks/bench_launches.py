@@ -1,0 +1,106 @@
+"""GPU only: how many launches an explanation of one image takes, as CUDA's profiler records them.
+
+A launch is a kernel, a copy or a fill. Where the backward pass ends a kernel is put in whose name is known; what comes
+behind it is the making of the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.problem import Problem, forward
+from benchmarks.session import SETTINGS
+from benchmarks.settings import Settings
+from fastcam import ops
+from fastcam.layers import find_layers
+from fastcam.methods import METHODS
+
+COUNTED = (*ops.WEIGHTINGS, "eigencam", "eigengradcam")
+MARK = "spin_kernel"  # what `torch.cuda._sleep` launches
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    settings = metafunc.config.stash[SETTINGS]
+    cases = [(model, method) for model in settings.models for method in settings.chosen(COUNTED)]
+    metafunc.parametrize(("model", "method"), cases)
+
+
+def bench_launches(row: dict[str, Any], settings: Settings, model: str, method: str) -> None:
+    problem = Problem.of(model, 1, str(settings.device))
+    cam = METHODS[method](problem.net, problem.layer)
+    call = partial(cam.attribute, problem.x, problem.targets)
+    expected = [call(), call()][-1]  # the first call compiles, and asks whether the gradient is 0 everywhere
+    (layer,) = find_layers(problem.net, problem.layer)
+    maps, ours, total = counted(call, None if cam.uses_gradients else layer)
+    difference = float((maps - expected).abs().max())
+    if not (difference < 1e-3 and expected.max() > 0.5):
+        raise AssertionError(f"the map of {method} is empty, or off by {difference:.2e} from one call to the next")
+    forward(problem)()
+    row.update(
+        batch=1,
+        method=method,
+        difference=difference,
+        ours=len(ours),
+        total=len(total),
+        forward=len(launched(forward(problem))[1]),
+        names=[name[:60] for name in ours],
+    )
+
+
+def counted(call: Callable[[], Tensor], layer: nn.Module | None = None) -> tuple[Tensor, list[str], list[str]]:
+    """What a call gives; its launches behind the last backward pass, or behind `layer`, and all of them."""
+    with marked(layer):
+        result, names = launched(call)
+    return result, *split(names)
+
+
+def split(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The launches behind the last mark, and all but the marks."""
+    marks = [place for place, name in enumerate(names) if MARK in name]
+    if not marks:
+        raise AssertionError(f"no {MARK} among the {len(names)} launches recorded: {names[:5]}")
+    return list(names[marks[-1] + 1 :]), [name for name in names if MARK not in name]
+
+
+@contextmanager
+def marked(layer: nn.Module | None) -> Iterator[None]:
+    """In the block a mark is launched behind each backward pass, or behind the forward pass of `layer`."""
+    backward = torch.autograd.grad
+
+    def grad(*args: Any, **kwargs: Any) -> Any:
+        gradients = backward(*args, **kwargs)
+        torch.cuda._sleep(1)
+        return gradients
+
+    hook = None if layer is None else layer.register_forward_hook(lambda *_: torch.cuda._sleep(1))
+    torch.autograd.grad = grad
+    try:
+        yield
+    finally:
+        torch.autograd.grad = backward
+        if hook is not None:
+            hook.remove()
+
+
+def launched(call: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
+    """What a call gives, and the names of its launches in the order in which they ran."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        result = call()
+        torch.cuda.synchronize()  # until here what is launched is recorded
+    return result, on_the_gpu(profiler.events() or [])
+
+
+def on_the_gpu(events: Iterable[Any]) -> list[str]:
+    """The names of the events on a GPU, the earliest first."""
+    found = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
+    return [e.name for e in sorted(found, key=lambda e: e.time_range.start)]
