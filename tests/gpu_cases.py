@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,10 @@ class Explanation:
         """A map or a gradient an image."""
         np.random.seed(0)  # RandomCAM's generator
         return self.method.attribute(x, self.targets)
+
+    def with_a_method_of_its_own(self) -> Explanation:
+        """Another of the same kind, bound to the same network."""
+        return replace(self, method=copy.copy(self.method))
 
 
 def explanation(name: str, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> Explanation:

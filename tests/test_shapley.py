@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import pytorch_grad_cam
@@ -154,6 +156,18 @@ def test_the_attention_setting_after_overlapping_runs():
     first.__exit__(None, None, None)
     assert not ATTENTION[0]()
     second.__exit__(None, None, None)
+    assert [enabled() for enabled in ATTENTION] == before
+
+
+def test_the_attention_setting_when_another_thread_is_the_last_out():
+    before = [enabled() for enabled in ATTENTION]
+    first, second = _plain_attention(), _plain_attention()
+    first.__enter__()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(second.__enter__).result()
+        first.__exit__(None, None, None)
+        assert [enabled() for enabled in ATTENTION] == [False, False, True, False]
+        other.submit(second.__exit__, None, None, None).result()
     assert [enabled() for enabled in ATTENTION] == before
 
 

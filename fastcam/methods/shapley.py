@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fastcam import ops
@@ -21,7 +20,7 @@ from fastcam.targets import Targets, scores
 
 _lock = threading.Lock()
 _inside = 0  # runs under way that differentiate twice
-_setting = ExitStack()  # entered by the first of them, left by the last: the setting is the process's
+_usual: list[bool] = []  # what the first of them found switched on, the last puts back: the setting is the process's
 
 
 class ShapleyCAM(GradientCAM):
@@ -84,9 +83,14 @@ class _Hardsigmoid(TorchFunctionMode):
 def _plain_attention() -> Iterator[None]:
     """Attention as matrix products: the fused kernels have no second derivative."""
     global _inside
+    cuda = torch.backends.cuda
+    switches = cuda.enable_math_sdp, cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp
+    enabled = cuda.math_sdp_enabled, cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.cudnn_sdp_enabled
     with _lock:
         if _inside == 0:
-            _setting.enter_context(sdpa_kernel(SDPBackend.MATH))
+            _usual[:] = [on() for on in enabled]
+            for switch in switches:
+                switch(switch is cuda.enable_math_sdp)
         _inside += 1
     try:
         yield
@@ -94,4 +98,5 @@ def _plain_attention() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                _setting.close()
+                for switch, on in zip(switches, _usual, strict=True):
+                    switch(on)
