@@ -124,8 +124,7 @@ def explanation(name: str, device: Any = "cpu", dtype: torch.dtype = torch.float
     if name in TOKENS:
         net, x, layers = build("small_vit"), inputs("small_vit", 2), []
     else:
-        net, layers = tiny(Pooled), [] if name in SALIENCY and name != "guidedgradcam" else ["body"]
-        layers = ["tail"] if name == "cam" else layers
+        net, layers = tiny(Pooled), _layers(name, "tail" if name == "cam" else "body")
         x = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
         net.head.weight.data.mul_(20)  # scores far enough apart that their differences are no rounding
     return _bound(net.to(device, dtype), cls, x, layers, [0, 1])
@@ -142,7 +141,12 @@ def on_resnet(name: str, layers: str = "last", device: Any = "cpu", dtype: torch
         if hasattr(module, "relu"):
             module.relu = nn.Softplus(beta=20)
     net.maxpool = nn.AvgPool2d(3, 2, 1)
-    return _bound(net.to(device, dtype), EVERY[name], x, [] if name in SALIENCY else [LAYERS["resnet18"][layers]], None)
+    return _bound(net.to(device, dtype), EVERY[name], x, _layers(name, LAYERS["resnet18"][layers]), None)
+
+
+def _layers(name: str, chosen: Any) -> list:
+    """The layers as arguments: gradients of the input and FullGrad take none."""
+    return [] if name in SALIENCY and name != "guidedgradcam" or "fullgrad" in name else [chosen]
 
 
 def _bound(net: nn.Module, cls: Any, x: Tensor, layers: list, targets: Any) -> Explanation:

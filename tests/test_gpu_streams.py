@@ -36,12 +36,12 @@ def stale(inputs):
 
 
 @contextmanager
-def queued(inputs):
+def queued(inputs, cycles=LONG):
     """A stream in which the inputs arrive late, and the memory into which they do."""
     arriving, stream = stale(inputs), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(LONG)
+        torch.cuda._sleep(cycles)
         for memory, t in zip(arriving, inputs, strict=True):
             memory.copy_(t)
         yield arriving
@@ -62,7 +62,7 @@ def test_another_stream_would_read_what_was_there_before(device):
     operation = OPERATIONS["channel_reduce gradcam"]
     inputs = operation.inputs(device)
     expected = operation.run(*inputs)
-    with queued(inputs) as late:
+    with queued(inputs, 10 * LONG) as late:  # other processes take turns on the GPU
         with torch.cuda.stream(torch.cuda.Stream()):
             early = operation.run(*late)
             torch.cuda.current_stream().synchronize()
