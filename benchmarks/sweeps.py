@@ -5,11 +5,9 @@ Plain data: nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from benchmarks.lines import FEWEST, Line, fit
 from benchmarks.settings import MADE
 
 _SIDES = (64, 128, 192, 256, 320, 384, 448)
@@ -133,59 +131,38 @@ SWEEPS = (
     ),
 )
 
-# Why a curve is not straight: by sweep, quantity and side, then by the beginning of the curve's name.
-REASONS: dict[tuple[str, str, str], dict[str, str]] = {}
+_PEAK = "a peak is that of the largest moment: "
+
+# Why a curve of fastcam is not straight: by sweep and quantity, and the beginning of the curve's name.
+REASONS: dict[tuple[str, str], dict[str, str]] = {
+    ("batch", "memory"): {
+        "": _PEAK + "at batch 1 a convolution's weights, laid out anew by oneDNN, from batch 2 on activations"
+    },
+    ("image size", "memory"): {
+        "": _PEAK + "of small images a convolution's weights, laid out anew by oneDNN, of others activations"
+    },
+    ("layers", "time"): {
+        "": "the backward pass runs to the earliest target layer, and blocks nearer the input take longer: the same "
+        "multiplications, on more and larger activations"
+    },
+    ("layers", "memory"): {
+        "": "the graph is kept from the earliest target layer on, and activations double from stage to stage towards "
+        "the input"
+    },
+    ("classes", "memory"): {
+        "": _PEAK + "of few classes the forward pass's own, of many the maps themselves and nothing else"
+    },
+    ("channels", "time"): {
+        "eigencam": "the principal component is that of a square matrix of channels or of positions, whichever are "
+        "fewer: from as many channels as positions on (196) its powers cost the same"
+    },
+    ("channels", "memory"): {
+        "": _PEAK + "the fixed layers' activations while the target layer is narrow, then its own"
+    },
+}
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A curve of a recorded sweep.
-
-    quantity   "time" in seconds or "memory" in bytes
-    side       "forward" or "fastcam"
-    line       None where there are too few points
-    reason     why it is not straight; "" where it is, or where there is no line
-    """
-
-    model: str
-    sweep: str
-    method: str
-    quantity: str
-    side: str
-    line: Line | None
-    reason: str
-
-
-def summaries(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
-    """The lines through the rows of case "scale", in the rows' order; a point over its cap is left out."""
-    curves: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        curves.setdefault((row["model"], row["sweep"], row["method"]), []).append(row)
-    return [
-        _summary(key, points, quantity, side)
-        for key, points in curves.items()
-        for quantity in ("time", "memory")
-        for side in ("forward", "fastcam")
-    ]
-
-
-def _summary(key: tuple[str, str, str], points: Sequence[Mapping[str, Any]], quantity: str, side: str) -> Summary:
-    model, sweep, method = key
-    there = [p for p in points if side in p["seconds" if quantity == "time" else "memory"]]
-    xs = [p["x"] for p in there]
-    if len(set(xs)) < FEWEST:
-        return Summary(model, sweep, method, quantity, side, None, "")
-    if quantity == "memory":
-        line = fit(xs, [p["memory"][side] for p in there])
-    else:
-        spreads = [p["seconds"][side] for p in there]
-        line = fit(xs, [s["median"] for s in spreads], [s["quartiles"] for s in spreads])
-    return Summary(
-        model, sweep, method, quantity, side, line, "" if line.straight else reason(*key[1:], quantity, side)
-    )
-
-
-def reason(sweep: str, method: str, quantity: str, side: str) -> str:
-    """Why a curve is not straight, "no reason on record" if nobody has said so."""
-    known = REASONS.get((sweep, quantity, side), {})
+def reason(sweep: str, method: str, quantity: str) -> str:
+    """Why fastcam's curve of "time" or "memory" is not straight, "no reason on record" if nobody has said so."""
+    known = REASONS.get((sweep, quantity), {})
     return next((why for begin, why in known.items() if method.startswith(begin)), "no reason on record")

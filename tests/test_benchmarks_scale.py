@@ -1,13 +1,22 @@
 """The benchmark's part on scale: straight lines, the sweeps, and checks that see a wrong output."""
 
+import json
+import os
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from fastcam import ops
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks import lines  # noqa: E402
+from benchmarks import bench_scale, lines, memory, sweeps  # noqa: E402
+from benchmarks.settings import MADE  # noqa: E402
 
 sys.path.remove(str(ROOT))
 
@@ -62,3 +71,141 @@ def test_lengths_must_fit():
         lines.fit([1, 2, 3], [1, 2])
     with pytest.raises(ValueError, match="do not go together"):
         lines.fit([1, 2, 3], [1, 2, 3], [[1, 2]])
+
+
+def sweep_of(name, method):
+    return next((s, c) for s in sweeps.SWEEPS for c in s.curves if (s.name, c.method) == (name, method))
+
+
+def point(name, method, value, model="toy", **changes):
+    sweep, curve = sweep_of(name, method)
+    sweep = replace(sweep, batch={"cpu": 2}) if name in ("channels", "image size") else sweep
+    return bench_scale.Point.of(model, sweep, replace(curve, **changes), value, "cpu")
+
+
+POINTS = {
+    "batch": lambda: point("batch", "gradcam", 3),
+    "batch of EigenCAM": lambda: point("batch", "eigencam", 3),
+    "batch of ScoreCAM": lambda: point("batch", "scorecam", 2, MADE),
+    "image size": lambda: point("image size", "gradcam", 96**2),
+    "layers": lambda: point("layers", "layercam", 4),
+    "classes": lambda: point("classes", "gradcam", 6, low=False),
+    "classes, layer resolution": lambda: point("classes", "gradcam", 6),
+    "classes, a pass each": lambda: point("classes", "gradcam", 6, low=False, layer="layer3[0]"),
+    "channels": lambda: point("channels", "layercam", 128, MADE),
+    "channels of EigenCAM": lambda: point("channels", "eigencam", 256, MADE),
+    "ScoreCAM channels": lambda: point("ScoreCAM channels", "scorecam", 128, MADE),
+}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_points_check_themselves(name):
+    p = POINTS[name]()
+    maps = p.sides()["fastcam"]()
+    assert bench_scale.check(p, maps, 1e-4) < 1e-4
+    flat = maps.reshape(-1, *maps.shape[-2:])
+    last = flat.copy()
+    last[-1] *= 0.99
+    wrong = [last, flat[::-1], np.full_like(flat, np.nan)] if len(flat) > 1 else [last, flat[:, ::-1]]
+    for maps in wrong:
+        with pytest.raises(AssertionError, match="differ from plain"):
+            bench_scale.check(p, np.ascontiguousarray(maps), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "value", "model", "instead"),
+    [
+        ("layers", "layercam", 4, "toy", {"layers": ["layer4.0"]}),  # a layer forgotten
+        ("layers", "layercam", 4, "toy", {"curve": sweeps.Curve("gradcam")}),
+        ("ScoreCAM channels", "scorecam", 64, MADE, {"curve": sweeps.Curve("gradcam"), "rows": None}),
+    ],
+)
+def test_maps_of_something_else_are_seen(name, method, value, model, instead):
+    p = point(name, method, value, model)
+    with pytest.raises(AssertionError, match="differ from plain"):
+        bench_scale.check(p, replace(p, **instead).sides()["fastcam"](), 1e-4)
+
+
+def test_empty_maps_say_nothing():
+    p = point("batch", "gradcam", 1)
+    p = replace(p, problem=p.problem.copied())
+    with torch.no_grad():
+        p.problem.net.fc.weight.zero_()
+    with pytest.raises(AssertionError, match="are empty"):
+        bench_scale.check(p, np.zeros((1, 64, 64), dtype=np.float32), 1e-4)
+
+
+def test_what_grows_grows_and_all_else_stays():
+    assert [len(point("batch", "gradcam", n).problem.x) for n in (1, 5)] == [1, 5]
+    assert point("image size", "gradcam", 128**2).problem.x.shape[2:] == (128, 128)
+    assert point("layers", "gradcam", 2).layers == ["layer3.0", "layer4.0"]
+    many = point("classes", "gradcam", 10)
+    assert sorted(many.classes[0].tolist()) == list(range(10)) and many.classes[0, 0] == many.problem.targets[0]
+    narrow, wide = (point("channels", "gradcam", n, MADE).problem for n in (64, 512))
+    assert [p.net.wide[0].out_channels for p in (narrow, wide)] == [64, 512]
+    assert torch.equal(narrow.x, wide.x) and narrow.net.trunk(narrow.x).shape == wide.net.trunk(wide.x).shape
+    before = torch.random.get_rng_state()
+    bench_scale.widening(64, 7, "cpu")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_memory_of_score_cam_does_not_grow_with_channels():
+    sizes = [
+        memory.peak_bytes(point("ScoreCAM channels", "scorecam", n, MADE).sides()["fastcam"], "cpu") for n in (64, 256)
+    ]
+    assert sizes[1] < 1.1 * sizes[0]
+    p = point("ScoreCAM channels", "scorecam", 64, MADE)
+    assert p.rows == 32 and memory.peak_bytes(p.pass_of_full_batch(), "cpu") > 0.5 * sizes[0]
+
+
+def test_finishing_maps_holds_little_more_than_the_maps():
+    lows = [torch.rand(100, 1, 7, 7), torch.rand(100, 1, 5, 9), torch.rand(100, 1, 3, 3)]
+    before = [low.clone() for low in lows]
+    maps = 100 * 96 * 96 * 4
+    assert memory.peak_bytes(lambda: ops.finish(lows[:1], (96, 96)), "cpu") < 1.1 * maps
+    assert memory.peak_bytes(lambda: ops.finish(lows, (96, 96)), "cpu") < 2.1 * maps
+    assert all(torch.equal(low, old) for low, old in zip(lows, before, strict=True))
+
+
+def test_early_layers_are_reduced_with_one_copy_of_the_activations():
+    A, G = torch.rand(2, 64, 28, 28), torch.randn(2, 64, 28, 28)
+    before = A.clone(), G.clone()
+    for weighting in ("layercam", "gradcamelementwise"):
+        assert memory.peak_bytes(lambda w=weighting: ops.channel_reduce(A, G, w), "cpu") < 1.1 * A.nbytes
+    assert torch.equal(A, before[0]) and torch.equal(G, before[1])
+    assert ops.channel_reduce(A.double(), G, "layercam").dtype == torch.float64
+
+
+def test_every_reason_is_of_a_curve_there_is():
+    curves = {(s.name, c.name) for s in sweeps.SWEEPS for c in s.curves}
+    for (sweep, quantity), known in sweeps.REASONS.items():
+        assert quantity in ("time", "memory")
+        for begin, why in known.items():
+            assert any(s == sweep and name.startswith(begin) for s, name in curves) and why
+    assert sweeps.reason("channels", "eigencam", "time").startswith("the principal component")
+    assert sweeps.reason("channels", "gradcam", "time") == "no reason on record"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_curve_has_points_enough_for_a_line(device):
+    for sweep in sweeps.SWEEPS:
+        for curve in sweep.curves:
+            for model in set(sweep.models[device]) - {"toy"}:
+                values = sweep.values(curve, model, device)
+                assert len(set(values)) >= lines.FEWEST and list(values) == sorted(values)
+    batch, curve = sweep_of("batch", "gradcam")
+    assert batch.values(curve, "toy", "cpu", (1, 3)) == (1, 3)
+
+
+def test_a_sweep_from_end_to_end(tmp_path):
+    options = ["scale", "--device", "cpu", "--model", "toy", "--method", "layercam", "--repetitions", "2"]
+    command = [sys.executable, "-m", "benchmarks", *options, "--threads", "1", "--out", str(tmp_path)]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "scale-toy.json").read_text())
+    assert result["failed"] == [] and [row["x"] for row in result["rows"]] == [1, 2, 4]
+    for row in result["rows"]:
+        assert (row["case"], row["model"], row["sweep"], row["method"]) == ("scale", "toy", "layers", "layercam")
+        assert row["difference"] < 1e-4 and set(row["ratios"]) == {"fastcam/forward"} and row["over_cap"] == {}
+        assert row["memory"]["fastcam"] >= row["memory"]["forward"] > 0 and row["repetitions"] == 2
