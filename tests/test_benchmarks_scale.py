@@ -1,11 +1,10 @@
 """The benchmark's part on scale: straight lines, the sweeps, and checks that see a wrong output."""
 
-import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,8 @@ from fastcam import ops
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks import bench_scale, lines, memory, sweeps  # noqa: E402
-from benchmarks.settings import MADE  # noqa: E402
+from benchmarks.session import SETTINGS  # noqa: E402
+from benchmarks.settings import MADE, Settings, parse  # noqa: E402
 
 sys.path.remove(str(ROOT))
 
@@ -197,15 +197,48 @@ def test_every_curve_has_points_enough_for_a_line(device):
     assert batch.values(curve, "toy", "cpu", (1, 3)) == (1, 3)
 
 
-def test_a_sweep_from_end_to_end(tmp_path):
-    options = ["scale", "--device", "cpu", "--model", "toy", "--method", "layercam", "--repetitions", "2"]
-    command = [sys.executable, "-m", "benchmarks", *options, "--threads", "1", "--out", str(tmp_path)]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((tmp_path / "scale-toy.json").read_text())
-    assert result["failed"] == [] and [row["x"] for row in result["rows"]] == [1, 2, 4]
-    for row in result["rows"]:
-        assert (row["case"], row["model"], row["sweep"], row["method"]) == ("scale", "toy", "layers", "layercam")
-        assert row["difference"] < 1e-4 and set(row["ratios"]) == {"fastcam/forward"} and row["over_cap"] == {}
-        assert row["memory"]["fastcam"] >= row["memory"]["forward"] > 0 and row["repetitions"] == 2
+class Rounds:
+    """Stands in for the pytest-benchmark fixture, which xdist disables."""
+
+    def pedantic(self, target, rounds, iterations):
+        for _ in range(rounds * iterations):
+            target()
+
+
+def test_a_point_from_end_to_end():
+    sweep, curve = sweep_of("layers", "layercam")
+    row, settings = {}, Settings(device="cpu", repetitions=2)
+    bench_scale.bench_point(Rounds(), row, settings, "toy", sweep, curve, 2)
+    assert (row["sweep"], row["method"], row["x"], row["batch"]) == ("layers", "layercam", 2, 1)
+    assert row["difference"] < 1e-4 and set(row["ratios"]) == {"fastcam/forward"} and row["over_cap"] == {}
+    assert row["memory"]["fastcam"] >= row["memory"]["forward"] > 0 and row["repetitions"] == 2
+
+
+def test_a_side_over_its_cap_leaves_a_row(monkeypatch):
+    sweep, curve = sweep_of("batch", "gradcam")
+    monkeypatch.setattr(bench_scale.Point, "sides", lambda self: {"forward": lambda: 1, "fastcam": lambda: sleep(5)})
+    row = {}
+    bench_scale.bench_point(Rounds(), row, Settings(device="cpu", repetitions=2, cap=0.2), "toy", sweep, curve, 1)
+    assert row["over_cap"] == {"fastcam": 0.2} and list(row["seconds"]) == list(row["memory"]) == ["forward"]
+    assert row["difference"] is None
+
+
+def points_of(*arguments):
+    """The cases of a command line, as pytest would be given them."""
+    given = []
+    settings = replace(parse([*arguments]), device="cpu")
+    config = SimpleNamespace(stash={SETTINGS: settings})
+    metafunc = SimpleNamespace(config=config, parametrize=lambda names, cases, ids: given.extend(cases))
+    bench_scale.pytest_generate_tests(metafunc)
+    return [(model, sweep.name, curve.name, value) for model, sweep, curve, value in given]
+
+
+def test_the_cases_of_a_command_line():
+    assert parse(["scale"]).cases == ("scale",)
+    every = points_of("scale")
+    assert len(set(every)) == len(every) and {model for model, *_ in every} == {"resnet18", "resnet50", MADE}
+    assert {sweep for _, sweep, *_ in every} == {sweep.name for sweep in sweeps.SWEEPS}
+    assert {model for model, *_ in points_of("scale", "--model", "resnet50")} == {"resnet50"}
+    toy = points_of("scale", "--model", "toy", "--method", "layercam")
+    assert toy == [("toy", "layers", "layercam", n) for n in (1, 2, 4)]
+    assert points_of("scale", "--model", MADE, "--method", "scorecam", "--batch", "2")[0][-1] == 2
