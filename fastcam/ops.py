@@ -59,9 +59,9 @@ def weighted_activations(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     if weighting == "hirescam":
         return G * A
     if weighting == "gradcamelementwise":
-        return (G * A).relu()
-    if weighting == "layercam":
-        return G.relu() * A
+        return (G * A).relu_()
+    if weighting == "layercam":  # in place: at an early layer A is most of the memory
+        return G.relu().to(torch.promote_types(A.dtype, G.dtype)).mul_(A)
     return channel_weights(A, G, weighting).view(*A.shape[:2], *[1] * (A.ndim - 2)) * A
 
 
@@ -200,10 +200,21 @@ def finish(low_maps: Sequence[Tensor], size: Sequence[int], interpolation: str |
         from fastcam.kernels import finish as kernel
 
         return kernel.finish(low_maps, size)
-    layers = [resize(min_max(low.sum(1).relu()), size, interpolation) for low in low_maps]
-    if cubic:
-        layers = [layer.relu() for layer in layers]
-    return min_max(torch.stack(layers).mean(0) if len(layers) > 1 else layers[0])
+    maps = _finished_layer(first, size, interpolation)
+    for low in low_maps[1:]:  # one layer beside their sum at a time
+        maps += _finished_layer(low, size, interpolation)
+    if len(low_maps) > 1:
+        maps /= len(low_maps)
+    dims = tuple(range(1, maps.ndim))
+    maps -= maps.amin(dims, keepdim=True)  # `min_max` in place
+    maps /= 1e-7 + maps.amax(dims, keepdim=True)
+    return maps
+
+
+def _finished_layer(low: Tensor, size: Sequence[int], interpolation: str | None) -> Tensor:
+    """relu(resize(min_max(relu(sum_p L_p)))) of one layer, a tensor of its own."""
+    maps = resize(min_max(low.sum(1).relu()), size, interpolation)
+    return maps.relu_() if _is_cubic(interpolation, low.ndim - 2) else maps
 
 
 def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0.5) -> Tensor:

@@ -173,6 +173,16 @@ def test_a_later_gradient_of_zero_warns_too_at_the_callers_line():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_gradient_that_is_zero_in_one_channel_only_does_not_warn():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3))
+    with torch.no_grad():
+        net[2].weight[:, :36] = 0  # what follows the first channel
+        net[2].weight[:, 36:].abs_()
+        net[0].bias.fill_(1)
+    assert GradCAM(net, "0")(torch.rand(2, 1, 8, 8), 0).any()
+
+
 def test_a_dead_layer_of_a_model_without_convolutions():
     net = nn.Sequential(nn.Flatten(2), nn.Linear(16, 6), nn.Flatten(), nn.Linear(18, 2))
     nn.init.zeros_(net[3].weight)

@@ -57,7 +57,7 @@ class GradientCAM(BaseCAM):
         for layer, G in zip(run.layers, gradients, strict=True):
             if G.is_cuda and layer in self._with_gradient:
                 continue
-            if G.any():
+            if G[:1, :1].any() or G.any():  # the first channel tells, mostly
                 self._with_gradient.add(layer)
                 continue
             warn(
