@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,14 +107,13 @@ def _named(item: Any) -> dict[str, str]:
 def run(settings: Settings) -> int:
     """Measure what the settings ask for; the exit status. Prints the tables last."""
     settings = replace(settings, device=settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cases = [case for case in settings.cases if case != "operators" or settings.device == "cuda"]
-    if complaint := _impossible(settings, cases):
+    if complaint := _impossible(settings):
         print(complaint, file=sys.stderr)
         return 2
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     plugin = Session(settings, describe(str(settings.device), settings))
-    files = [str(ROOT / "benchmarks" / f"bench_{case}.py") for case in cases]
+    files = [str(ROOT / "benchmarks" / f"bench_{case}.py") for case in settings.cases]
     status = pytest.main([*_PYTEST, *files], plugins=[plugin])
     written = plugin.write()
     print("\n".join(f"written to {file}" for file in written) or "not written: no whole case; name a folder with --out")
@@ -122,18 +121,16 @@ def run(settings: Settings) -> int:
     return int(status)
 
 
-def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
+def _impossible(settings: Settings) -> str | None:
     """Why nothing can be measured, if so."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         return "there is no GPU here"
-    if not cases:
-        return "operators are measured on a GPU only"
     known = [*METHODS, *SALIENCY]
-    if "toolbox" in cases:
+    if "toolbox" in settings.cases:
         from benchmarks.bench_toolbox import CASES as toolbox
 
         known += toolbox
-    if "inside" in cases:
+    if "inside" in settings.cases:
         from benchmarks.bench_inside import CASES as inside
 
         known += inside

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 # What can be asked for by name: a part with all its cases, or a case alone, which is a file `bench_<case>.py`.
-PARTS = {"methods": ("methods", "perturbation", "toolbox", "inside"), "operators": ("operators",)}
+PARTS = {"methods": ("methods", "perturbation", "toolbox", "inside"), "operators": ("operators", "compiled")}
 CASES = tuple(case for cases in PARTS.values() for case in cases)
 MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
