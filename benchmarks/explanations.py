@@ -125,8 +125,9 @@ def _masked(problem: Problem, A: Tensor, G: Tensor) -> Tensor:
 
 
 def _masked_batches(problem: Problem, A: Tensor) -> Iterator[Tensor]:
+    images = torch.zeros(ROWS, dtype=torch.long, device=A.device)
     for masks in A[0].split(ROWS):
-        yield ops.masked_inputs(problem.x[:1], masks, torch.zeros(len(masks), dtype=torch.long, device=A.device))
+        yield ops.masked_inputs(problem.x[:1], masks, images[: len(masks)])
 
 
 OPERATORS: dict[str, Callable[[Problem, Tensor, Tensor], Tensor]] = {

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,7 @@ def measured(operation):
     return row
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_an_operator_beside_its_compiled_definition(small_copies):
     operation = operations.channel_reduce((2, 4, 3, 3), "float32", "hirescam", "cpu")
     row = measured(operation)
@@ -175,6 +177,31 @@ def test_short_calls_are_timed_together():
     short, other = (lambda: calls.append("short")), (lambda: calls.append("other"))
     assert 0 < clock(short) < 1 and 0 < clock(other) < 1
     assert calls.count("short") > 10 and calls.count("other") > 10
+
+
+def test_what_a_graph_cannot_hold_is_timed_by_events(monkeypatch):
+    captures = []
+
+    def refuse(call, count):
+        captures.append(count)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    testing = pytest.importorskip("triton.testing")
+    monkeypatch.setattr(clocks, "_capture", refuse)
+    monkeypatch.setattr(testing, "do_bench", lambda call, **_: 5.0)
+    clock = clocks.KernelClock(least=3)
+    call = object()
+    assert [clock(call), clock(call)] == [5e-3, 5e-3] and captures == [3] and clock.fell_back
+
+
+def test_a_graph_is_captured_once_and_long_enough(monkeypatch):
+    captures, replayed = [], []
+    monkeypatch.setattr(clocks, "_capture", lambda call, count: captures.append(count) or count)
+    monkeypatch.setattr(clocks, "_replayed", lambda graph: replayed.append(graph) or graph * 1e-4)
+    clock = clocks.KernelClock(least=3)
+    call = object()
+    assert clock(call) == pytest.approx(1e-4) and clock(call) == pytest.approx(1e-4)
+    assert captures == [3, 20] and replayed == [3, 20, 20] and not clock.fell_back
 
 
 @pytest.mark.gpu
