@@ -56,14 +56,15 @@ def compile_only(arch: int) -> Iterator[list[Any]]:
 def registers_and_spills(kernel: Any) -> tuple[int, int]:
     """What ptxas says: registers a thread, bytes spilled."""
     ptx = kernel.asm["ptx"]
-    gpu = re.search(r"\.target (sm_\w+)", ptx)[1]
+    (gpu,) = re.findall(r"\.target (sm_\w+)", ptx)
     with tempfile.TemporaryDirectory() as folder:
         source = pathlib.Path(folder, "kernel.ptx")
         source.write_text(ptx)
         ptxas = get_ptxas(kernel.metadata.target.arch).path
         command = [ptxas, "-v", f"--gpu-name={gpu}", source, "-o", source.with_suffix(".cubin")]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return int(re.search(r"Used (\d+) registers", log)[1]), sum(map(int, re.findall(r"(\d+) bytes spill", log)))
+    (registers,) = re.findall(r"Used (\d+) registers", log)
+    return int(registers), sum(map(int, re.findall(r"(\d+) bytes spill", log)))
 
 
 def global_bytes(kernel: Any, access: str = "ld") -> list[int]:

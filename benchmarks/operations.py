@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -232,12 +233,8 @@ def kernels() -> Iterator[None]:
 
 @contextmanager
 def _decided(on_kernel: Callable[[Tensor], bool]) -> Iterator[None]:
-    decide = ops._on_kernel
-    ops._on_kernel = on_kernel
-    try:
+    with patch.object(ops, "_on_kernel", on_kernel):
         yield
-    finally:
-        ops._on_kernel = decide
 
 
 def _never(t: Tensor) -> bool:  # one function for all time: what torch.compile has compiled holds on to it
