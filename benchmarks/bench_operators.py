@@ -1,193 +1,124 @@
-"""GPU only: each kernel against its PyTorch definition and against the bandwidth of a device copy."""
+"""Each operator beside its PyTorch definition, that definition compiled by `torch.compile`, and a copy on the device.
+
+On a GPU a kernel too, timed by graph replays, and inputs take turns through four times the L2 cache. On a CPU two sets
+of inputs take turns: the layer before has just written them, so they come from the cache where they fit in it.
+"""
 
 from __future__ import annotations
 
+import gc
 import itertools
+import math
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import explanations
+from benchmarks.clocks import CallClock, KernelClock
+from benchmarks.explanations import Explanation
+from benchmarks.operations import Operation, check, chosen, definitions, floor_bytes, input_sets
 from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import Call, SideBySide, spread, wall_clock
-from fastcam import ops
-from fastcam.figures.colours import table
 
-ACTIVATIONS = ((256, 2048, 7, 7), (256, 1024, 14, 14), (256, 512, 28, 28), (64, 256, 56, 56))  # ResNet-50's stages
-SMALL = ACTIVATIONS[:2]
-IMAGE = (224, 224)
-TYPES = ("float32", "bfloat16")
-TOLERANCE = {  # ||out - ref|| / ||ref||, the reference in fp64
-    "channel_reduce": 1e-5,
-    "finish": 1e-5,
-    "principal_component": 1e-3,
-    "masked_inputs": 5e-3,  # written in bf16
-    "overlay": 1e-3,  # here and there another level
-}
-COPY_BYTES = 2**28  # read, and as many written: ten times an H100's L2 cache
-
-
-@dataclass(frozen=True)
-class Operation:
-    """An operator on inputs drawn afresh by `draw`.
-
-    name     `operator` or `operator[weighting]`
-    shape    of the activations it starts from
-    define   the operator as its callers call it; on a CPU, or inside `definitions()`, its definition
-    summed   whether it returns partial maps `(B, P, *S)`, whose sum over P is the result
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    draw: Callable[[], tuple[Tensor, ...]]
-    define: Callable[..., Tensor]
-    summed: bool
-
-    @property
-    def operator(self) -> str:
-        return self.name.partition("[")[0]
-
-    def result(self, *inputs: Tensor) -> Tensor:
-        out = self.define(*inputs)
-        return out.sum(1) if self.summed else out
-
-
-def channel_reduce(shape: tuple[int, ...], dtype: str, weighting: str, device: str) -> Operation:
-    def draw() -> tuple[Tensor, ...]:
-        return activations(shape, dtype, device), torch.randn(shape, device=device).to(getattr(torch, dtype))
-
-    define = partial(ops.channel_reduce, weighting=weighting)
-    return Operation(f"channel_reduce[{weighting}]", shape, dtype, draw, define, True)
-
-
-def finish(shape: tuple[int, ...], device: str, size: Sequence[int] = IMAGE) -> Operation:
-    """On partial maps as `channel_reduce` leaves them for activations of this shape."""
-
-    def draw() -> tuple[Tensor, ...]:
-        A = activations(shape, "float32", device)
-        return (ops.channel_reduce(A, torch.randn_like(A), "gradcam"),)
-
-    return Operation("finish", shape, "float32", draw, lambda low: ops.finish([low], size), False)
-
-
-def principal_component(shape: tuple[int, ...], dtype: str, device: str) -> Operation:
-    def draw() -> tuple[Tensor, ...]:
-        return (activations(shape, dtype, device),)
-
-    return Operation("principal_component", shape, dtype, draw, ops.principal_component, True)
-
-
-def masked_inputs(rows: int, low: int, dtype: str, device: str) -> Operation:
-    """A batch for the model of one image seen through the masks of its channels."""
-
-    def draw() -> tuple[Tensor, ...]:
-        x = torch.randn(1, 3, *IMAGE, device=device).to(getattr(torch, dtype))
-        return x, activations((1, rows, low, low), dtype, device)[0]
-
-    def define(x: Tensor, masks: Tensor) -> Tensor:
-        return ops.masked_inputs(x, masks, torch.zeros(rows, dtype=torch.long, device=x.device))
-
-    return Operation("masked_inputs", (rows, 3, *IMAGE), dtype, draw, define, False)
-
-
-def overlay(images: int, dtype: str, device: str, size: Sequence[int] = IMAGE) -> Operation:
-    """Maps in fp32, as `finish` leaves them, over pictures."""
-    colours = torch.from_numpy(table("jet")).to(device)
-
-    def draw() -> tuple[Tensor, ...]:
-        pictures = torch.rand(images, 3, *size, device=device).to(getattr(torch, dtype))
-        return pictures, torch.rand(images, *size, device=device)
-
-    def define(pictures: Tensor, maps: Tensor) -> Tensor:
-        return ops.overlay(pictures, maps, colours)
-
-    return Operation("overlay", (images, 3, *size), dtype, draw, define, False)
-
-
-def activations(shape: tuple[int, ...], dtype: str, device: str) -> Tensor:
-    """Random activations after a ReLU, with one pattern that stands out, so that a leading component exists."""
-    B, C, *S = shape
-    pattern = torch.randn(B, 1, *S, device=device) * torch.randn(B, C, *[1] * len(S), device=device)
-    return (pattern + torch.randn(shape, device=device)).relu().to(getattr(torch, dtype))
+COPY_BYTES = 2**28  # read, and as many written: ten times an H100's L2 cache, twice a large server's last-level cache
+OWN_COPY = "copy of its bytes"  # what launch and latency leave of the bandwidth at an operator's size
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     settings = metafunc.config.stash[SETTINGS]
-    metafunc.parametrize(
-        "operation", chosen(settings), ids=lambda o: f"{o.name}-{'x'.join(map(str, o.shape))}-{o.dtype}"
-    )
+    if "operation" in metafunc.fixturenames:
+        metafunc.parametrize("operation", chosen(settings), ids=str)
+    else:
+        metafunc.parametrize("explanation", explanations.chosen(settings), ids=str)
 
 
-def chosen(settings: Settings, device: str = "cuda") -> Iterator[Operation]:
-    """The operations that the wanted methods need; `finish` and `overlay` serve them all."""
-    for shape, dtype in itertools.product(ACTIVATIONS, TYPES):
-        for weighting in settings.chosen(ops.WEIGHTINGS):
-            yield channel_reduce(shape, dtype, weighting, device)
-    for shape in SMALL:
-        yield finish(shape, device)
-    for images, dtype in itertools.product((8, 256), TYPES):
-        yield overlay(images, dtype, device)
-    if settings.chosen(["scorecam"]):
-        for (rows, low), dtype in itertools.product([(64, 7), (256, 7), (256, 14)], TYPES):
-            yield masked_inputs(rows, low, dtype, device)
-    if settings.chosen(["eigencam", "eigengradcam"]):
-        for shape, dtype in itertools.product(SMALL, TYPES):
-            yield principal_component(shape, dtype, device)
+def bench_explanation(benchmark: Any, row: dict[str, Any], settings: Settings, explanation: Explanation) -> None:
+    device = str(settings.device)
+    compared = explanations.Sides(explanation, device)
+    comparison = SideBySide(compared.calls, compared.clock, settings.cap)
+    outputs = comparison.warm_up()
+    row.update(kind="explanation", **vars(explanation), dtype="float32", difference=compared.check(outputs))
+    gc.collect()
+    row.update(comparison.run(benchmark, settings.repetitions))
 
 
 def bench_operator(benchmark: Any, row: dict[str, Any], settings: Settings, operation: Operation) -> None:
-    sets = input_sets(operation, 4 * torch.cuda.get_device_properties(0).L2_cache_size)
-    difference = check(operation, sets[0])
-    clock = KernelClock()
-    copies = (torch.randn(COPY_BYTES // 4, device="cuda"), torch.empty(COPY_BYTES // 4, device="cuda"))
-    comparison = SideBySide({"copy": lambda: copies[1].copy_(copies[0]), **sides(operation, sets)}, clock)
-    comparison.warm_up()
-    summary = comparison.run(benchmark, settings.repetitions)
-    row.update(summary)
-    calls = SideBySide(sides(operation, sets), wall_clock("cuda"))
-    calls.warm_up()
-    for _ in range(settings.repetitions):
-        calls.repetition()
+    device = str(settings.device)
+    on_gpu = device == "cuda"
+    cached = torch.cuda.get_device_properties(0).L2_cache_size if on_gpu else 0
+    sets = input_sets(operation, 4 * cached)
+    row.update(kind="operator", operator=operation.name, shape=operation.shape, dtype=operation.dtype)
+    row["difference"] = check(operation, sets[0])
+    functions = variants(operation, sets[0], row)
     moved = floor_bytes(operation, sets[0])
-    row.update(
-        operator=operation.name,
-        shape=operation.shape,
-        dtype=operation.dtype,
-        difference=difference,
-        bytes=moved,
-        gigabytes_per_second=moved / summary["seconds"]["kernel"]["median"] / 1e9,
-        copy_gigabytes_per_second=2 * COPY_BYTES / summary["seconds"]["copy"]["median"] / 1e9,
-        copy_share=spread([r * moved / (2 * COPY_BYTES) for r in comparison.ratio("copy", "kernel")]),
-        call_seconds=calls.summary()["seconds"],
-        timer="events" if clock.fell_back else "graph",
-    )
+    clock = KernelClock(least=len(sets)) if on_gpu else CallClock()
+    calls = {name: rotating(function, sets) for name, function in functions.items()}
+    comparison = SideBySide({**copies(moved, 4 * cached, device), **calls}, clock, settings.cap)
+    comparison.warm_up()
+    row.update(comparison.run(benchmark, settings.repetitions))
+    row.update(bytes=moved, flops=operation.flops, **bandwidths(comparison, moved))
+    row["call_seconds"] = call_seconds(comparison, calls, settings) if on_gpu else ours_of(row["seconds"])
+    row["timer"] = "wall clock" if isinstance(clock, CallClock) else "events" if clock.fell_back else "graph"
 
 
-def sides(operation: Operation, sets: Sequence[tuple[Tensor, ...]]) -> dict[str, Call]:
-    def defined(*inputs: Tensor) -> Tensor:
-        with definitions():
-            return operation.define(*inputs)
-
-    return {"kernel": rotating(operation.define, sets), "definition": rotating(defined, sets)}
-
-
-@contextmanager
-def definitions() -> Iterator[None]:
-    """In the block every operator is its PyTorch definition, on a GPU too."""
-    decide = ops._on_kernel
-    ops._on_kernel = lambda t: False
+def variants(operation: Operation, inputs: Sequence[Tensor], row: dict[str, Any]) -> dict[str, Callable[..., Tensor]]:
+    """The sides that compute the operator. Where there is none by `torch.compile`, the row says why."""
+    functions: dict[str, Callable[..., Tensor]] = {}
+    if inputs[0].is_cuda:
+        functions["kernel"] = operation.define
+    functions["definition"] = defined(operation.define, inputs)
+    begin = time.perf_counter()
     try:
-        yield
-    finally:
-        ops._on_kernel = decide
+        functions["compiled"] = compiled(operation, inputs)
+    except Exception as error:  # whatever the compiler stumbles over
+        row["not_compiled"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    row["compile_seconds"] = time.perf_counter() - begin
+    row["graph_breaks"] = sum(torch._dynamo.utils.counters["graph_break"].values())
+    return functions
+
+
+def defined(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """The function with every operator as its definition, which on a CPU it is anyway."""
+
+    def call(*inputs: Tensor) -> Tensor:
+        with definitions():
+            return function(*inputs)
+
+    return call if inputs[0].is_cuda else function
+
+
+def compiled(operation: Operation, inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """`torch.compile` of the definition for just these shapes, checked; one that is wrong is an error too."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._inductor.config.patch(compile_threads=1):  # no idle worker processes beside what is timed
+        function = defined(torch.compile(operation.define, dynamic=False), inputs)
+        check(operation, inputs, function)
+    return function
+
+
+def copies(moved: int, rotated: int, device: str) -> dict[str, Call]:
+    """A copy that tells the bandwidth of the device, and one that moves as many bytes as the operator, at least 2."""
+    source, target = buffers(device)
+    half = max(1, moved // 2)
+    pairs = max(2, math.ceil(rotated / (2 * half)))
+    small = [torch.zeros(2, half, dtype=torch.uint8, device=device) for _ in range(pairs)]
+    return {
+        "copy": lambda: target.copy_(source),
+        OWN_COPY: rotating(lambda pair: pair[1].copy_(pair[0]), [(pair,) for pair in small]),
+    }
+
+
+@cache
+def buffers(device: str) -> tuple[Tensor, Tensor]:
+    return torch.ones(COPY_BYTES // 4, device=device), torch.ones(COPY_BYTES // 4, device=device)
 
 
 def rotating(function: Callable[..., Tensor], sets: Sequence[tuple[Tensor, ...]]) -> Call:
@@ -197,42 +128,28 @@ def rotating(function: Callable[..., Tensor], sets: Sequence[tuple[Tensor, ...]]
     return lambda: kept.append(function(*next(inputs)))
 
 
-def input_sets(operation: Operation, least_bytes: int) -> list[tuple[Tensor, ...]]:
-    """Enough different inputs that they and their outputs take `least_bytes` together, two at least."""
-    first = operation.draw()
-    count = max(2, -(-least_bytes // floor_bytes(operation, first)))
-    return [first, *(operation.draw() for _ in range(count - 1))]
+def bandwidths(comparison: SideBySide, moved: int) -> dict[str, Any]:
+    """Bytes a second, and what share that is of the copy's, both repetition by repetition."""
+    names = list(ours_of(comparison.seconds))
+    seconds = {name: spread(comparison.seconds[name])["median"] for name in comparison.sides}
+    found: dict[str, Any] = {"gigabytes_per_second": {name: moved / seconds[name] / 1e9 for name in names}}
+    if "copy" in seconds:
+        share = moved / (2 * COPY_BYTES)
+        found["copy_gigabytes_per_second"] = 2 * COPY_BYTES / seconds["copy"] / 1e9
+        found["copy_share"] = {n: spread([share * r for r in comparison.ratio("copy", n)]) for n in names}
+    return found
 
 
-def floor_bytes(operation: Operation, inputs: Sequence[Tensor]) -> int:
-    """The fewest bytes to move: each input read once, the result `(B, *S)` written once, fp32 or as it comes."""
-    with definitions():
-        result = operation.result(*inputs)
-    return sum(t.numel() * t.element_size() for t in (*inputs, result))
+def ours_of(by_side: dict[str, Any]) -> dict[str, Any]:
+    """The entries of those sides that compute the operator."""
+    return {name: value for name, value in by_side.items() if name not in ("copy", OWN_COPY)}
 
 
-def check(operation: Operation, inputs: Sequence[Tensor]) -> float:
-    """||out - reference|| / ||reference||, the reference being the definition in fp64; an error above the tolerance."""
-    result = operation.result(*inputs)
-    with definitions():
-        reference = operation.result(*(t.double() for t in inputs)).double()
-    difference = float((result.double() - reference).norm() / reference.norm())
-    if not difference <= TOLERANCE[operation.operator]:
-        raise AssertionError(f"{operation.name} is off its fp64 definition by {difference:.2e}")
-    return difference
-
-
-class KernelClock:
-    """Seconds of GPU time of a call, by replays of a CUDA graph of it; by events where it cannot be captured."""
-
-    def __init__(self) -> None:
-        self.fell_back = False
-
-    def __call__(self, call: Call) -> float:
-        from triton.testing import do_bench, do_bench_cudagraph
-
-        try:
-            return do_bench_cudagraph(call, rep=10, return_mode="median") / 1e3
-        except RuntimeError:
-            self.fell_back = True
-            return do_bench(call, warmup=5, rep=50, return_mode="median") / 1e3
+def call_seconds(comparison: SideBySide, calls: dict[str, Call], settings: Settings) -> dict[str, Any]:
+    """On a GPU: from the call to the end of what it left queued there, one call at a time."""
+    wanted = {name: call for name, call in calls.items() if name in comparison.sides}
+    alone = SideBySide(wanted, wall_clock("cuda"))
+    alone.warm_up()
+    for _ in range(settings.repetitions):
+        alone.repetition()
+    return alone.summary()["seconds"]

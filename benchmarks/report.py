@@ -58,7 +58,7 @@ def tables(result: dict[str, Any]) -> str:
     name = result["hardware"].get("gpu", f"CPU, threads: {result['threads']}")
     parts = [f"**{name}**\n\n{_measured_on(result)}\n"]
     for case, (heads, cells) in _COLUMNS.items():
-        if chosen := [cells(row) for row in rows if row["case"] == case]:
+        if chosen := [cells(row) for row in rows if row["case"] == case and row.get("kind") != "explanation"]:
             parts.append(_table(heads, chosen))
     parts += [f"Failed: {case}\n" for case in result["failed"]]
     parts += [f"Left out: {reason}: {', '.join(cases)}\n" for reason, cases in _left_out(result).items()]
@@ -136,14 +136,15 @@ def _inside(row: dict[str, Any]) -> list[str]:
 
 
 def _operator(row: dict[str, Any]) -> list[str]:
-    against = row["ratios"]["definition/kernel"]
+    side = "kernel" if "kernel" in row["seconds"] else "definition"
     return [
-        *(row["operator"], " × ".join(map(str, row["shape"])), row["dtype"]),
-        _digits(1e6 * row["seconds"]["kernel"]["median"]),
-        f"{row['gigabytes_per_second']:.0f}",
-        f"{row['copy_share']['median']:.0%}",
-        f"{_ratio(against)}{' slower' if against['median'] < 1 else ''}",
-        _digits(1e6 * row["call_seconds"]["kernel"]["median"]),
+        *(row["operator"], " × ".join(map(str, row["shape"])), row["dtype"], side),
+        _digits(1e6 * row["seconds"][side]["median"]),
+        f"{row['gigabytes_per_second'][side]:.0f}",
+        f"{row['copy_share'][side]['median']:.0%}",
+        _ratio(row["ratios"].get("definition/kernel")),
+        _ratio(row["ratios"].get(f"compiled/{side}")),
+        _digits(1e6 * row["call_seconds"][side]["median"]),
     ]
 
 
@@ -200,7 +201,10 @@ _COLUMNS = {
         _inside,
     ),
     "operators": (
-        ("operator", "shape", "type", "kernel µs", "GB/s", "of copy bandwidth", "PyTorch / kernel", "call µs"),
+        (
+            *("operator", "shape", "type", "ours", "µs", "GB/s", "of copy bandwidth", "PyTorch / kernel"),
+            *("torch.compile / ours", "call µs"),
+        ),
         _operator,
     ),
 }

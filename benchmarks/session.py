@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def run(settings: Settings) -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     plugin = Session(settings, describe(str(settings.device), settings))
-    files = [str(ROOT / "benchmarks" / f"bench_{case}.py") for case in cases]
+    files = [str(ROOT / "benchmarks" / f"bench_{case}.py") for case in settings.cases]
     status = pytest.main([*_PYTEST, *files], plugins=[plugin])
     written = plugin.write()
     print("\n".join(f"written to {file}" for file in written) or "not written: no whole case; name a folder with --out")
@@ -122,18 +122,18 @@ def run(settings: Settings) -> int:
     return int(status)
 
 
-def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
+def _impossible(settings: Settings) -> str | None:
     """Why nothing can be measured, if so."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         return "there is no GPU here"
     if not cases:
         return f"{' and '.join(settings.cases)} are measured on a GPU only"
     known = [*METHODS, *SALIENCY]
-    if "toolbox" in cases:
+    if "toolbox" in settings.cases:
         from benchmarks.bench_toolbox import CASES as toolbox
 
         known += toolbox
-    if "inside" in cases:
+    if "inside" in settings.cases:
         from benchmarks.bench_inside import CASES as inside
 
         known += inside

@@ -11,10 +11,10 @@ from typing import Any
 # What can be asked for by name: a part with all its cases, or a case alone, which is a file `bench_<case>.py`.
 PARTS = {
     "methods": ("methods", "perturbation", "toolbox", "inside"),
-    "operators": ("operators", "launches"),
+    "operators": ("operators", "launches", "compiled"),
     "scale": ("scale",),
 }
-GPU_ONLY = PARTS["operators"]
+GPU_ONLY = ("launches",)
 CASES = tuple(case for cases in PARTS.values() for case in cases)
 MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
 MADE = "widening"  # for the part on scale, which takes it where no model is named: any number of channels

@@ -10,10 +10,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from benchmarks.offline import compile_only, global_bytes, registers_and_spills
 from fastcam.kernels import channel_reduce, finish, masked_inputs, overlay, principal_component
 from fastcam.ops import WEIGHTINGS
-
-from offline import compile_only, global_bytes, registers_and_spills
 
 pytestmark = [pytest.mark.compile, pytest.mark.parametrize("arch", [80, 90, 100], ids="sm_{}".format)]
 

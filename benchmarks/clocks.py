@@ -1,0 +1,90 @@
+"""Clocks for calls that are too short to be timed one by one."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from benchmarks.side_by_side import Call
+
+_AT_LEAST = 2e-3  # seconds in one measurement
+_MOST_CALLS = 1000
+
+
+class CallClock:
+    """Seconds of wall clock of a call on a CPU: the mean of as many, one after the other, as take two milliseconds."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Call, int] = {}
+
+    def __call__(self, call: Call) -> float:
+        if call not in self._counts:
+            self._counts[call] = _count(self._mean(call, 1), 1)
+        return self._mean(call, self._counts[call])
+
+    @staticmethod
+    def _mean(call: Call, count: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - begin) / count
+
+
+class KernelClock:
+    """Seconds of GPU time of a call, by replays of a CUDA graph of it; by events where it cannot be captured.
+
+    A graph holds at least `least` calls, so that calls that take turns at several inputs see each of them, and takes
+    about two milliseconds. It is captured once; a measurement replays it twice and times the second, which starts
+    while the GPU is busy with the first, so that nothing of the launch is timed.
+    """
+
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
+        self._graphs: dict[Call, tuple[torch.cuda.CUDAGraph, int] | None] = {}
+
+    @property
+    def fell_back(self) -> bool:
+        return None in self._graphs.values()
+
+    def __call__(self, call: Call) -> float:
+        if call not in self._graphs:
+            try:
+                self._graphs[call] = self._captured(call)
+            except RuntimeError:  # it waits for the GPU, say
+                self._graphs[call] = None
+        if (captured := self._graphs[call]) is not None:
+            graph, count = captured
+            return _replayed(graph) / count
+        from triton.testing import do_bench
+
+        return do_bench(call, warmup=5, rep=50, return_mode="median") / 1e3
+
+    def _captured(self, call: Call) -> tuple[torch.cuda.CUDAGraph, int]:
+        graph = _capture(call, self._least)
+        count = _count(_replayed(graph) / self._least, self._least)
+        return (_capture(call, count), count) if count > self._least else (graph, count)
+
+
+def _count(seconds: float, least: int) -> int:
+    return max(least, min(_MOST_CALLS, math.ceil(_AT_LEAST / max(seconds, 1e-9))))
+
+
+def _capture(call: Call, count: int) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(count):
+            call()
+    return graph
+
+
+def _replayed(graph: torch.cuda.CUDAGraph) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    graph.replay()
+    begin.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3

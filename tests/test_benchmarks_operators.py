@@ -1,0 +1,267 @@
+"""The operators' benchmark: what it times is right, counted and named as it says. No timing is asserted."""
+
+import dataclasses
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import (
+    bench_compiled,
+    bench_operators,
+    clocks,
+    explanations,
+    operations,
+    settings,
+    side_by_side,
+    traffic,
+)
+from fastcam import ops
+
+
+class Rounds:
+    """Stands in for the pytest-benchmark fixture, which xdist disables."""
+
+    def pedantic(self, target, rounds, iterations):
+        for _ in range(rounds * iterations):
+            target()
+
+
+@pytest.mark.parametrize("weighting", ops.WEIGHTINGS)
+def test_operator_cases_check_themselves(weighting):
+    operation = operations.channel_reduce((2, 4, 3, 3), "float32", weighting, "cpu")
+    sets = operations.input_sets(operation, 2000)
+    assert operations.floor_bytes(operation, sets[0]) == 2 * 2 * 4 * 9 * 4 + 2 * 9 * 4
+    assert len(sets) == 4
+    assert operations.check(operation, sets[0]) < 1e-6
+    wrong = dataclasses.replace(operation, define=lambda A, G: A * A.dtype.itemsize)
+    with pytest.raises(AssertionError, match="off its fp64 definition"):
+        operations.check(wrong, sets[0])
+
+
+SMALL = (
+    operations.channel_sum((2, 8, 3, 3), "bfloat16", "cpu"),
+    operations.finish((2, 3, 4, 4), "cpu", (8, 8)),
+    operations.principal_component((2, 8, 3, 3), "bfloat16", "cpu"),
+    operations.principal_component((2, 3, 4, 4), "float32", "cpu"),
+    operations.masked_inputs(3, 4, "float32", "cpu", (24, 20)),
+    operations.channels_last(operations.masked_inputs(3, 4, "bfloat16", "cpu", (24, 20))),
+    operations.overlay(2, "bfloat16", "cpu", (24, 20)),
+)
+
+
+@pytest.mark.parametrize("operation", SMALL, ids=str)
+def test_cases_of_the_other_operators(operation):
+    sets = operations.input_sets(operation, 0)
+    assert len(sets) == 2 and operations.check(operation, sets[0]) < operation.tolerance
+    worse = [lambda *inputs: operation.define(*inputs) * 1.01, lambda *inputs: operation.define(*inputs) * torch.nan]
+    for call in worse:
+        with pytest.raises(AssertionError, match="off its fp64 definition"):
+            operations.check(operation, sets[0], call)
+    assert 0 < operation.flops < 100 * math.prod(operation.shape)
+
+
+def test_operators_are_definitions_or_kernels_for_a_while():
+    decide = ops._on_kernel
+    with operations.definitions():
+        first = ops._on_kernel
+        assert not first(torch.ones(1, device="meta"))
+    with operations.definitions():
+        assert ops._on_kernel is first  # what torch.compile has compiled asks for this very function
+    with operations.kernels():
+        assert ops._on_kernel(torch.ones(1))
+    assert ops._on_kernel is decide
+
+
+@pytest.mark.parametrize("run", [["--device", "cpu"], ["--device", "cuda"], ["--set", "gpu-short"]], ids=" ".join)
+def test_every_operator_is_in_each_sweep(run):
+    found = list(operations.chosen(settings.parse(run)))
+    assert {o.operator for o in found} == operations.TOLERANCE.keys()
+    assert len({str(o) for o in found}) == len(found)
+    explained = list(explanations.chosen(settings.parse(run)))
+    assert {e.method for e in explained} >= ({"gradcam", "eigencam", "scorecam"})
+    if "gpu-short" in run:
+        assert len(found) <= 20
+    if "cuda" in run:
+        reduced = [o.shape for o in found if o.name == "channel_reduce[gradcam]"]
+        assert {s[0] for s in reduced} >= {1, 256} and {s[1:] for s in reduced} == {
+            (C, n, n) for C, n in operations.STAGES
+        }
+
+
+def test_methods_narrow_the_operators_down():
+    found = list(operations.chosen(settings.parse(["--device", "cpu", "--method", "layercam"])))
+    assert {o.name.partition("[")[2] for o in found if o.operator == "channel_reduce"} == {"layercam]"}
+    assert not {"principal_component", "masked_inputs"} & {o.operator for o in found}
+
+
+@pytest.fixture
+def small_copies(monkeypatch):
+    monkeypatch.setattr(bench_operators, "COPY_BYTES", 2**12)
+    bench_operators.buffers.cache_clear()
+    yield
+    bench_operators.buffers.cache_clear()
+
+
+def measured(operation):
+    row = {}
+    bench_operators.bench_operator(Rounds(), row, settings.Settings(device="cpu", repetitions=2), operation)
+    return row
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_an_operator_beside_its_compiled_definition(small_copies):
+    operation = operations.channel_reduce((2, 4, 3, 3), "float32", "hirescam", "cpu")
+    row = measured(operation)
+    assert list(row["seconds"]) == ["copy", "copy of its bytes", "definition", "compiled"]
+    assert row["kind"] == "operator" and row["operator"] == "channel_reduce[hirescam]" and row["shape"] == (2, 4, 3, 3)
+    assert row["bytes"] == 648 and row["flops"] == 2 * 72 and row["graph_breaks"] == 0 and "not_compiled" not in row
+    for side in ("definition", "compiled"):
+        rate = row["gigabytes_per_second"][side] * 1e9
+        assert rate == pytest.approx(648 / row["seconds"][side]["median"])
+        assert row["call_seconds"][side] == row["seconds"][side]
+        assert row["copy_share"][side]["median"] > 0
+    assert row["copy_gigabytes_per_second"] * 1e9 == pytest.approx(2**13 / row["seconds"]["copy"]["median"])
+
+
+@pytest.mark.parametrize(
+    ("compile", "reason"),
+    [
+        (lambda function, dynamic: lambda *inputs: function(*inputs) * 2, "off its fp64 definition"),
+        (lambda function, dynamic: lambda *inputs: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+    ids=["wrong", "broken"],
+)
+def test_a_row_says_why_there_is_no_compiled_side(compile, reason, small_copies, monkeypatch):
+    monkeypatch.setattr(torch, "compile", compile)
+    row = measured(operations.finish((1, 2, 3, 3), "cpu", (6, 6)))
+    assert reason in row["not_compiled"] and "compiled" not in row["seconds"] and "definition" in row["seconds"]
+
+
+def test_bandwidths_are_shares_of_the_copy():
+    comparison = side_by_side.SideBySide({"copy": None, "definition": None}, None)
+    comparison.seconds = {"copy": [1.0, 2.0, 4.0], "definition": [2.0, 2.0, 4.0]}
+    found = bench_operators.bandwidths(comparison, 2 * bench_operators.COPY_BYTES)
+    assert found["copy_share"]["definition"] == {"median": 1.0, "quartiles": [0.75, 1.0]}
+    assert found["gigabytes_per_second"] == {"definition": found["copy_gigabytes_per_second"]}
+
+
+@pytest.mark.parametrize(("method", "batch"), [("gradcam", 2), ("eigencam", 2), ("scorecam", 1)])
+def test_explanations_check_themselves(method, batch):
+    sides = explanations.Sides(explanations.Explanation(method, "toy", batch), "cpu")
+    outputs = {name: call() for name, call in sides.calls.items()}
+    assert list(outputs) == ["call", "fastcam", "forward"]
+    assert sides.check(outputs) < 1e-4
+    assert sides.check({"call": outputs["call"]}) < 1e-4  # the others over their cap
+    for side in ("call", "fastcam"):
+        with pytest.raises(AssertionError, match=f"{method} is off its definitions"):
+            sides.check({**outputs, side: outputs[side] * 0.99})
+        with pytest.raises(AssertionError, match=f"{method} is off its definitions"):
+            sides.check({**outputs, side: outputs[side] * np.nan})
+
+
+def test_an_explanation_row():
+    row = {}
+    explanation = explanations.Explanation("gradcam", "toy", 2)
+    bench_operators.bench_explanation(Rounds(), row, settings.Settings(device="cpu", repetitions=2), explanation)
+    assert row["kind"] == "explanation" and row["network"] == "toy" and row["batch"] == 2
+    assert list(row["seconds"]) == ["call", "fastcam", "forward"] and row["difference"] < 1e-4
+
+
+def test_short_calls_are_timed_together():
+    calls = []
+    clock = clocks.CallClock()
+    short, other = (lambda: calls.append("short")), (lambda: calls.append("other"))
+    assert 0 < clock(short) < 1 and 0 < clock(other) < 1
+    assert calls.count("short") > 10 and calls.count("other") > 10
+
+
+def test_what_a_graph_cannot_hold_is_timed_by_events(monkeypatch):
+    captures = []
+
+    def refuse(call, count):
+        captures.append(count)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    testing = pytest.importorskip("triton.testing")
+    monkeypatch.setattr(clocks, "_capture", refuse)
+    monkeypatch.setattr(testing, "do_bench", lambda call, **_: 5.0)
+    clock = clocks.KernelClock(least=3)
+    call = object()
+    assert [clock(call), clock(call)] == [5e-3, 5e-3] and captures == [3] and clock.fell_back
+
+
+def test_a_graph_is_captured_once_and_long_enough(monkeypatch):
+    captures, replayed = [], []
+    monkeypatch.setattr(clocks, "_capture", lambda call, count: captures.append(count) or count)
+    monkeypatch.setattr(clocks, "_replayed", lambda graph: replayed.append(graph) or graph * 1e-4)
+    clock = clocks.KernelClock(least=3)
+    call = object()
+    assert clock(call) == pytest.approx(1e-4) and clock(call) == pytest.approx(1e-4)
+    assert captures == [3, 20] and replayed == [3, 20, 20] and not clock.fell_back
+
+
+@pytest.mark.gpu
+def test_graph_replays_go_through_every_input():
+    inputs = [(torch.full((2**20,), float(n), device="cuda"),) for n in range(5)]
+    clock = clocks.KernelClock(least=len(inputs))
+    seen = torch.zeros(1, device="cuda")
+    call = bench_operators.rotating(lambda x: seen.add_(x[:1]), inputs)
+    assert 0 < clock(call) < 1e-3 and not clock.fell_back
+    graph, count = clock._graphs[call]
+    seen.zero_()
+    graph.replay()
+    assert count >= 5 and abs(seen.item() - 2 * count) <= 10
+    assert clock(call) > 0 and clock._graphs[call][0] is graph
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="counts in Triton's interpreter")
+def test_bytes_are_counted_where_masks_let_them_through():
+    operation = operations.channel_reduce((1, 6, 5, 5), "bfloat16", "layercam", "cpu")
+    found = traffic.traffic_of(operation)
+    (launch,) = found["launches"]
+    assert launch == {"bytes": 2 * 6 * 25 * 2 + 25 * 4, "distinct": 2 * 6 * 25 * 2 + 25 * 4}  # of a tile of 8 x 32
+    assert found["floor"] == launch["bytes"]
+    first, second = traffic.traffic_of(operations.overlay(1, "float32", "cpu", (8, 8)))["launches"]
+    assert first["distinct"] < first["bytes"]  # a level's colours and a pixel's map, again and again
+    assert second["bytes"] > 64 * 3 + 64 * 3 * 4 + 64 * 3 * 4
+
+
+def test_the_counting_ends_with_its_block():
+    builder = pytest.importorskip("triton.runtime.interpreter").interpreter_builder
+    with traffic.counted():
+        assert "create_masked_load" in vars(builder)
+    assert "create_masked_load" not in vars(builder)
+
+
+def test_widths_of_loads():
+    assert bench_compiled.by_width([16, 4, 16, 2]) == {"16": 2, "8": 0, "4": 1, "2": 1, "1": 0}
+
+
+def test_names_of_compiled_cases_tell_them_apart():
+    assert len(bench_compiled.HERE) == len(bench_compiled.CASES)
+    assert {case.operation.operator for case in bench_compiled.CASES} == operations.TOLERANCE.keys()
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("arch", bench_compiled.ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "launches", "widths"),
+    [
+        ("channel_reduce[gradcam]-2x1024x14x14-float32-contiguous", 1, {"16": 16}),
+        ("principal_component-2x2048x7x7-float32-contiguous", 2, {"4": 12}),  # copies to shared memory
+    ],
+)
+def test_what_is_known_of_a_kernel_that_never_ran(name, launches, widths, arch):
+    case = next(c for c in bench_compiled.CASES if str(c.operation) == name)
+    moved = {"floor": 8 * case.elements, "launches": launches * [{"bytes": 10 * case.elements, "distinct": 0}]}
+    row = bench_compiled.described(case, 0, arch, moved)
+    assert row["arch"] == arch and row["run"] is False and row["kernel"] == case.kernels[0].strip("_")
+    assert row["bytes_per_element"] == 10 and row["floor_bytes_per_element"] == 8
+    assert 16 < row["registers"] < 256 and row["spilled_bytes"] == 0 and row["shared_bytes"] > 0
+    assert {width: n for width, n in row["loads"].items() if n} == widths and sum(row["stores"].values()) > 0
+    with pytest.raises(AssertionError, match="when interpreted"):
+        bench_compiled.described(case, 0, arch, {**moved, "launches": []})
