@@ -1,0 +1,116 @@
+"""How figures and rows are written, and what the tables say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.report.runs import Device, Result, Row, Spread, capped, dtype
+
+ABSENT = "–"
+PEERS = ("grad-cam", "torch-cam", "captum", "FlashTorch")
+SHORT_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
+
+RATIOS = (
+    "Figures are medians of ratios within interleaved repetitions, quartiles in brackets. `fastcam / forward` is the "
+    "time of a whole call over that of the model's own forward pass without gradients, so 1.00 is the forward pass. "
+    "A peer's column is its time over fastcam's: above 1 fastcam is faster, below 1 the cell says `slower`. `> 30 s` "
+    "is a side of which one call took longer than that: it was stopped. – is what the peer has not or was not measured."
+)
+LEGENDS = {
+    "methods": "Methods of one forward and at most one backward pass, image tensor to finished numpy map. Memory is the "
+    "peak of the tensors allocated during a call over the forward pass's; numpy's arrays are not in it.",
+    "perturbation": "Methods that score many changed images. `fastcam / masked forward passes`: Score-CAM's time over "
+    "that of nothing but its forward passes at their fastest batch size. Memory at batch size 32 beside a forward pass "
+    "of 32 images; AblationCAM and Recipro-CAM do not fill such a batch with one image.",
+    "toolbox": "Methods of another kind, metrics, several classes at once. `fastcam / one class`: several classes of "
+    "each image over one class of the same method.",
+    "inside": "Gradients and made images. `one at a time`: fastcam's own loop over what it makes in one batch.",
+    "operator": "GPU time of a kernel by graph replays, beside the operator's PyTorch definition, `torch.compile` of the "
+    "definition and a device copy; without a GPU there is no kernel, and times are the definition's. GB/s counts the "
+    "fewest bytes to move. `of copy` is GB/s over that of the copy. `call` is the wall clock of one call. A `/ kernel` "
+    "column is the other's time over the kernel's: below 1 the kernel is slower.",
+    "explanation": "Three figures of one explanation: the GPU time of its kernels, the wall clock of the calls that "
+    "launch them, the wall clock of the whole explanation.",
+    "compiled": "Compiled ahead of time, not run: what the machine code of each kernel needs and does. Loads and stores "
+    "are instructions by bytes a thread moves with each; `floor` is the fewest bytes an element needs.",
+    "launches": "Kernel launches of an explanation: fastcam's own after the backward pass, all, and those of a forward "
+    "pass alone.",
+    "scale": "One thing grows, the rest stays. A line is fitted to the points; `worst` is the point that is furthest "
+    "off it, over the line's value there.",
+}
+
+
+def digits(value: float) -> str:
+    """Three significant digits, no exponent: 0.123, 1.23, 12.3, 1234."""
+    decimals = 3 if value < 0.9995 else 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f}"
+
+
+def spread(figure: Spread | None, percent: bool = False) -> str:
+    """A median with its quartiles, where it has some; – for None."""
+    if figure is None:
+        return ABSENT
+    shown = (lambda value: f"{value:.0%}") if percent else digits
+    if figure["quartiles"] is None:
+        return shown(figure["median"])
+    low, high = figure["quartiles"]
+    return f"{shown(figure['median'])} ({shown(low)}–{shown(high)})"
+
+
+def gain(figure: Spread | None) -> str:
+    """A ratio that had better be above 1."""
+    return f"{spread(figure)}{' slower' if figure and figure['median'] < 1 else ''}"
+
+
+def over_cap(row: Row, side: str) -> str | None:
+    """`> 30 s` where a side was stopped."""
+    return None if (seconds := capped(row, side)) is None else f"> {seconds:g} s"
+
+
+def shape(row: Row) -> str:
+    return " × ".join(map(str, row["shape"]))
+
+
+def short_type(row: Row) -> str:
+    return SHORT_TYPES.get(dtype(row), dtype(row))
+
+
+def named(row: Row) -> str:
+    """A row in a list of rows of all kinds."""
+    if row["case"] == "operators" and "operator" in row:
+        return f"{row['operator']}, {shape(row)}, {short_type(row)}"
+    if row["case"] == "scale":
+        return f"{row['method']}, {row['sweep']} {row['x']}"
+    where = [row.get("model") or row.get("network"), f"batch {row['batch']}" if "batch" in row else None]
+    return ", ".join(str(part) for part in (row["method"], *where, short_type(row)) if part)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def measured_on(device: Device) -> str:
+    """Hardware and versions, a line for each that differs, with the commits measured there."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for result in device.results:
+        commit = f"commit {result['commit'] or 'unknown'}" + (" with changes" if result["dirty"] else "")
+        cases = sorted({row["case"] for row in result["rows"]})
+        found.setdefault(_machine(result), {}).setdefault(f"{result['date']}, {commit}", []).extend(cases)
+    return "".join(
+        f"- {machine}: {'; '.join(f'{when} ({_listed(cases)})' for when, cases in runs.items())}.\n"
+        for machine, runs in found.items()
+    )
+
+
+def _machine(result: Result) -> str:
+    hardware = result["hardware"]
+    where = f"{hardware['cpu']}, {hardware['cores']} cores, {result['threads']} threads"
+    if "gpu" in hardware:
+        where = f"{hardware['gpu']}, driver {hardware['driver']}, {where}"
+    software = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{where}; {software}; {result['repetitions']} repetitions, TF32 {'on' if result['tf32'] else 'off'}"
+
+
+def _listed(cases: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(cases)) or "nothing"
