@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks.report import tables
 from benchmarks.machine import describe, slug
 from benchmarks.settings import Settings
 from fastcam.methods import METHODS
@@ -118,7 +118,7 @@ def run(settings: Settings) -> int:
     status = pytest.main([*_PYTEST, *files], plugins=[plugin])
     written = plugin.write()
     print("\n".join(f"written to {file}" for file in written) or "not written: no whole case; name a folder with --out")
-    print("\n".join(report.tables(result) for result in plugin.results()))
+    print(tables.of_runs(plugin.results()))
     return int(status)
 
 
