@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 # What can be asked for by name: a part with all its cases, or a case alone, which is a file `bench_<case>.py`.
-PARTS = {"methods": ("methods", "perturbation", "toolbox", "inside"), "operators": ("operators",)}
+PARTS = {"methods": ("methods", "perturbation", "toolbox", "inside"), "operators": ("operators",), "scale": ("scale",)}
 CASES = tuple(case for cases in PARTS.values() for case in cases)
 MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
+MADE = "widening"  # for the part on scale, which takes it where no model is named: any number of channels
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
 RECORDED_REPETITIONS = 7
 
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a named selection; gpu-short: what matters most, in 8 minutes; gpu-perturbation: ScoreCAM, AblationCAM",
     )
     parser.add_argument("--device", choices=tuple(BATCHES), help="default: cuda where there is one")
-    parser.add_argument("--model", dest="models", choices=(*MODELS, "toy"), action="append", help="repeatable")
+    parser.add_argument("--model", dest="models", choices=(*MODELS, "toy", MADE), action="append", help="repeatable")
     parser.add_argument("--batch", dest="batches", type=_positive, action="append", metavar="N", help="repeatable")
     parser.add_argument(
         "--method", dest="methods", action="append", metavar="NAME", help="repeatable; as in the command line"

@@ -1,0 +1,83 @@
+"""Maps of one image and one class by the methods' formulas, with nothing of fastcam: the check of the part on scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ROWS = 12  # of masked images at once
+
+
+def plain_map(net: nn.Module, layers: Sequence[nn.Module], x: Tensor, target: int, method: str, low: bool) -> Tensor:
+    """The finished map `(H, W)` of an image `(1, k, H, W)`: the mean over layers, scaled to [0, 1].
+
+    low   at the size of the layer, which is one then
+    """
+    activations, gradients = _recorded(net, layers, x, target)
+    maps = []
+    for A, G in zip(activations, gradients, strict=True):
+        m = _scaled(_low(net, x, target, method, A[0], G[0]).relu())
+        maps.append(m if low else F.interpolate(m[None, None], x.shape[2:], mode="bilinear")[0, 0])
+    return _scaled(torch.stack(maps).mean(0))
+
+
+def _recorded(
+    net: nn.Module, layers: Sequence[nn.Module], x: Tensor, target: int
+) -> tuple[list[Tensor], Sequence[Tensor]]:
+    """Outputs of the layers and the gradients of the class's logit at them."""
+    seen: dict[nn.Module, Tensor] = {}
+    hooks = [m.register_forward_hook(lambda m, _, output: seen.update({m: output})) for m in layers]
+    try:
+        with torch.enable_grad():
+            logits = net(x)
+            outputs = [seen[m] for m in layers]
+            gradients = torch.autograd.grad(logits[0, target], outputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [o.detach() for o in outputs], gradients
+
+
+def _low(net: nn.Module, x: Tensor, target: int, method: str, A: Tensor, G: Tensor) -> Tensor:
+    """The map `(h, w)` of activations and gradients `(C, h, w)`."""
+    if method == "gradcam":
+        return (G.mean((1, 2))[:, None, None] * A).sum(0)
+    if method == "layercam":
+        return (G.relu() * A).sum(0)
+    if method == "eigencam":
+        return _eigencam(A)
+    if method == "scorecam":
+        return (_masked_scores(net, x, target, A).softmax(0)[:, None, None] * A).sum(0)
+    raise ValueError(f"no plain definition of {method}")
+
+
+def _eigencam(A: Tensor) -> Tensor:
+    """The projection on the first principal direction, positively correlated with the mean over channels."""
+    points = A.flatten(1).T.double()  # (N, C)
+    centred = points - points.mean(0)
+    p = centred @ torch.linalg.svd(centred, full_matrices=False)[2][0]
+    mean = points.mean(1)
+    sign = 1 if (p * (mean - mean.mean())).sum() >= 0 else -1
+    return (sign * p).to(A.dtype).view(A.shape[1:])
+
+
+@torch.no_grad()
+def _masked_scores(net: nn.Module, x: Tensor, target: int, A: Tensor) -> Tensor:
+    """The class's score of the image seen through each channel `(C,)`."""
+    scores = []
+    for part in A.split(_ROWS):
+        masks = F.interpolate(part.unsqueeze(1), x.shape[2:], mode="bilinear", align_corners=True)
+        low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+        varied = (part.amax((1, 2)) > part.amin((1, 2))).view(-1, 1, 1, 1)
+        masks = torch.where(varied, (masks - low) / (high - low + 1e-8), 0)
+        scores.append(net(x * masks)[:, target])
+    return torch.cat(scores)
+
+
+def _scaled(m: Tensor) -> Tensor:
+    """To [0, 1), a constant map to 0; 1e-7 as in pytorch-grad-cam."""
+    m = m - m.min()
+    return m / (1e-7 + m.max())

@@ -1,0 +1,191 @@
+"""What grows in the benchmark's part on scale, point by point, and the reasons on record for curves that are not lines.
+
+Plain data: nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.lines import FEWEST, Line, fit
+from benchmarks.settings import MADE
+
+_SIDES = (64, 128, 192, 256, 320, 384, 448)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method along a sweep.
+
+    method   as in the command line
+    layer    the target layer, None for the network's usual one
+    low      maps at the layer's resolution, not at the image's
+    points   instead of the sweep's, on a CPU and on a GPU
+    """
+
+    method: str
+    layer: str | None = None
+    low: bool = False
+    points: Mapping[str, Sequence[int]] | None = None
+
+    @property
+    def name(self) -> str:
+        where = f" at {self.layer}" if self.layer else ""
+        return f"{self.method}{where}{', layer resolution' if self.low else ''}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One thing that grows while all else is held.
+
+    unit     what its values count
+    models   the networks, on a CPU and on a GPU
+    points   its values, on a CPU and on a GPU
+    batch    how many images, on a CPU and on a GPU
+    rows     at once, of methods that score masked images, on a CPU and on a GPU
+    """
+
+    name: str
+    unit: str
+    curves: Sequence[Curve]
+    models: Mapping[str, Sequence[str]]
+    points: Mapping[str, Sequence[int]]
+    batch: Mapping[str, int]
+    rows: Mapping[str, int] | None = None
+
+    def values(self, curve: Curve, model: str, device: str, batches: Sequence[int] = ()) -> Sequence[int]:
+        """The points of a curve that a model has; `batches` replace those of the sweep over the batch."""
+        if self.name == "batch" and batches:
+            return batches
+        most = _MOST.get((model, self.name))
+        return [v for v in (curve.points or self.points)[device] if most is None or v <= most]
+
+
+_MOST = {("toy", "layers"): 4, ("toy", "classes"): 10}
+_RESNETS = {"cpu": ("resnet18", "toy"), "cuda": ("resnet50", "toy")}
+_MADE = {"cpu": (MADE,), "cuda": (MADE,)}
+_ONE_BY_ONE = {"cpu": (1, 3, 10, 30, 100), "cuda": (1, 3, 10, 30, 100, 300)}  # a backward pass a class
+
+SWEEPS = (
+    Sweep(
+        "batch",
+        "images",
+        (Curve("gradcam"), Curve("eigencam")),
+        _RESNETS,
+        {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (1, 4, 16, 32, 64, 128, 256)},
+        batch={"cpu": 1, "cuda": 1},
+    ),
+    Sweep(
+        "batch",
+        "images",
+        (Curve("scorecam"),),
+        _MADE,
+        {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 2, 4, 8, 16, 32)},
+        batch={"cpu": 1, "cuda": 1},
+        rows={"cpu": 32, "cuda": 256},
+    ),
+    Sweep(
+        "image size",
+        "pixels",
+        (Curve("gradcam"), Curve("eigencam")),
+        _RESNETS,
+        {device: tuple(side**2 for side in _SIDES) for device in ("cpu", "cuda")},
+        batch={"cpu": 2, "cuda": 32},
+    ),
+    Sweep(
+        "layers",
+        "target layers, the last ones",
+        (Curve("gradcam"), Curve("layercam")),
+        {"cpu": ("resnet50", "toy"), "cuda": ("resnet50", "toy")},
+        {"cpu": (1, 2, 4, 8, 12, 16), "cuda": (1, 2, 4, 6, 8, 10, 12, 14, 16)},
+        batch={"cpu": 1, "cuda": 32},
+    ),
+    Sweep(
+        "classes",
+        "classes of an image",
+        (
+            Curve("gradcam", low=True),
+            Curve("gradcam"),
+            Curve("gradcam", layer="layer4[0]", points=_ONE_BY_ONE),
+        ),
+        _RESNETS,
+        {device: (1, 3, 10, 30, 100, 300, 1000) for device in ("cpu", "cuda")},
+        batch={"cpu": 1, "cuda": 1},
+    ),
+    Sweep(
+        "channels",
+        "channels of the target layer",
+        (Curve("gradcam"), Curve("layercam"), Curve("eigencam")),
+        _MADE,
+        {device: (64, 128, 256, 512, 1024, 2048) for device in ("cpu", "cuda")},
+        batch={"cpu": 8, "cuda": 64},
+    ),
+    Sweep(
+        "ScoreCAM channels",
+        "channels of the target layer",
+        (Curve("scorecam"),),
+        _MADE,
+        {device: (64, 128, 256, 512, 1024) for device in ("cpu", "cuda")},
+        batch={"cpu": 1, "cuda": 1},
+        rows={"cpu": 32, "cuda": 256},
+    ),
+)
+
+# Why a curve is not straight: by sweep, quantity and side, then by the beginning of the curve's name.
+REASONS: dict[tuple[str, str, str], dict[str, str]] = {}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A curve of a recorded sweep.
+
+    quantity   "time" in seconds or "memory" in bytes
+    side       "forward" or "fastcam"
+    line       None where there are too few points
+    reason     why it is not straight; "" where it is, or where there is no line
+    """
+
+    model: str
+    sweep: str
+    method: str
+    quantity: str
+    side: str
+    line: Line | None
+    reason: str
+
+
+def summaries(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
+    """The lines through the rows of case "scale", in the rows' order; a point over its cap is left out."""
+    curves: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        curves.setdefault((row["model"], row["sweep"], row["method"]), []).append(row)
+    return [
+        _summary(key, points, quantity, side)
+        for key, points in curves.items()
+        for quantity in ("time", "memory")
+        for side in ("forward", "fastcam")
+    ]
+
+
+def _summary(key: tuple[str, str, str], points: Sequence[Mapping[str, Any]], quantity: str, side: str) -> Summary:
+    model, sweep, method = key
+    there = [p for p in points if side in p["seconds" if quantity == "time" else "memory"]]
+    xs = [p["x"] for p in there]
+    if len(set(xs)) < FEWEST:
+        return Summary(model, sweep, method, quantity, side, None, "")
+    if quantity == "memory":
+        line = fit(xs, [p["memory"][side] for p in there])
+    else:
+        spreads = [p["seconds"][side] for p in there]
+        line = fit(xs, [s["median"] for s in spreads], [s["quartiles"] for s in spreads])
+    return Summary(
+        model, sweep, method, quantity, side, line, "" if line.straight else reason(*key[1:], quantity, side)
+    )
+
+
+def reason(sweep: str, method: str, quantity: str, side: str) -> str:
+    """Why a curve is not straight, "no reason on record" if nobody has said so."""
+    known = REASONS.get((sweep, quantity, side), {})
+    return next((why for begin, why in known.items() if method.startswith(begin)), "no reason on record")
