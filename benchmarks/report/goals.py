@@ -21,12 +21,14 @@ class Figure(NamedTuple):
     """What is read from a row.
 
     name       as it is written: `fastcam / forward`
+    side       whose figure it is: `fastcam`
     read       its value, None where the row has none
     late       whether it could not be measured since a side was stopped at its cap
     percent    how it is written
     """
 
     name: str
+    side: str
     read: Callable[[Row], Spread | None]
     late: Callable[[Row], bool] = lambda row: False
     percent: bool = False
@@ -38,7 +40,7 @@ def time(side: str, base: str) -> Figure:
     def late(row: Row) -> bool:
         return capped(row, side) is not None and base in row.get("seconds", {})
 
-    return Figure(f"{side} / {base}", lambda row: ratio(row, side, base), late)
+    return Figure(f"{side} / {base}", side, lambda row: ratio(row, side, base), late)
 
 
 def memory(side: str, base: str) -> Figure:
@@ -46,11 +48,13 @@ def memory(side: str, base: str) -> Figure:
         value = row.get("memory_ratios", {}).get(f"{side}/{base}")
         return None if value is None else exactly(value)
 
-    return Figure(f"memory of {side} / {base}", read)
+    return Figure(f"memory of {side} / {base}", side, read)
 
 
-COPY_SHARE = Figure("of copy bandwidth", lambda row: row.get("copy_share", {}).get("kernel"), percent=True)
-LAUNCHES = Figure("launches", lambda row: exactly(row["ours"]) if "ours" in row else None)
+COPY_SHARE = Figure(
+    "share of copy bandwidth", "kernel", lambda row: row.get("copy_share", {}).get("kernel"), percent=True
+)
+LAUNCHES = Figure("launches", "fastcam", lambda row: exactly(row["ours"]) if "ours" in row else None)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Goal:
 
 
 class Outcome(NamedTuple):
-    """A goal on a device.
+    """A goal on a device, or None where there is none of this kind.
 
     rows      those that are measured, the worst first; one stopped at its cap misses a goal that has a most
     missed    those of them that miss it
@@ -99,6 +103,7 @@ class Outcome(NamedTuple):
     """
 
     goal: Goal
+    kind: str
     device: Device | None
     rows: list[Row]
     missed: list[Row]
@@ -110,21 +115,22 @@ class Outcome(NamedTuple):
 
 
 def outcomes(devices: Iterable[Device]) -> list[Outcome]:
-    """Every goal on every device that it is asked for on; with no such device, one that is not measured."""
+    """Every goal on every device of the kinds that it is asked for on; one that is not measured for a kind without."""
     devices = list(devices)
     found = []
     for goal in GOALS:
-        asked: list[Device | None] = [d for d in devices if goal.on in ("any", "cuda" if d.on_gpu else "cpu")]
-        found += [_outcome(goal, device) for device in asked or [None]]
+        for kind in ("cpu", "cuda") if goal.on == "any" else (goal.on,):
+            of_kind: list[Device | None] = [device for device in devices if device.kind == kind]
+            found += [_outcome(goal, kind, device) for device in of_kind or [None]]
     return found
 
 
-def _outcome(goal: Goal, device: Device | None) -> Outcome:
+def _outcome(goal: Goal, kind: str, device: Device | None) -> Outcome:
     wanted = [row for row in device.rows if goal.wanted(row)] if device else []
     late = [row for row in wanted if goal.figure.late(row)]
     measured = [row for row in wanted if goal.figure.read(row) is not None] + (late if goal.least is None else [])
     rows = sorted(measured, key=goal.excess, reverse=True)
-    return Outcome(goal, device, rows, [row for row in rows if not goal.kept(row)], late if goal.least else [])
+    return Outcome(goal, kind, device, rows, [row for row in rows if not goal.kept(row)], late if goal.least else [])
 
 
 def calls(*methods: str, **wanted: object) -> Wanted:

@@ -17,14 +17,18 @@ from benchmarks.report.wording import RATIOS, measured_on
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 _BETWEEN = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
 _ROOT = Path(__file__).parent.parent.parent
-_HEAD = "# Benchmarks\n\nMade from the files in `benchmarks/results/` by `python -m benchmarks report`; not to be edited.\n"
+_HEAD = (
+    "# Benchmarks\n\nMade from the files in `benchmarks/results/` by `python -m benchmarks report`; not to be edited.\n"
+)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if anything is not up to date")
     parser.add_argument("--readme", type=Path, default=_ROOT / "README.md")
-    parser.add_argument("--results", type=Path, default=_ROOT / "benchmarks" / "results", help="folder of recorded runs")
+    parser.add_argument(
+        "--results", type=Path, default=_ROOT / "benchmarks" / "results", help="folder of recorded runs"
+    )
     parser.add_argument("--docs", type=Path, default=_ROOT / "docs", help="folder of benchmarks.md and its pictures")
     options = parser.parse_args(arguments)
     found = devices(read(options.results))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report.runs import Device, Row, ratio
-from benchmarks.report.sweeps import Curve, sweeps
-from benchmarks.report.tables import CALLS
+from benchmarks.report.tables import CALLS, UNITS, curve
 from benchmarks.report.wording import PEERS, short_type
+from benchmarks.sweeps import summaries
 
 _KEY = "fastcam data"  # of the text in a PNG file that says which data it shows
 _SIDES = ("definition", "compiled", "kernel")
+COLOURS = 96  # of a picture's palette
 Data = dict[str, Any]
 
 
@@ -41,10 +43,20 @@ class Picture:
         return hashlib.sha256(json.dumps([self.kind, self.data], sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
         from benchmarks.report import plots
 
         draw: Callable[[Data], Any] = getattr(plots, self.kind)
-        draw(self.data).savefig(folder / self.name, metadata={"Software": None, _KEY: self.digest})
+        drawn = io.BytesIO()
+        draw(self.data).savefig(drawn, format="png")
+        said = PngInfo()
+        said.add_text(_KEY, self.digest)
+        with Image.open(drawn) as image:  # few colours: a palette takes a third of the bytes
+            image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+                folder / self.name, pnginfo=said, optimize=True
+            )
 
 
 def shown_by(file: Path) -> str | None:
@@ -76,8 +88,8 @@ def _speed_ups(device: Device, kind: str, rows: list[Row]) -> list[Picture]:
     if not points:
         return []
     caption = (
-        f"Each peer's time over fastcam's, {device.name}, {kind}: right of the line fastcam is faster. Larger marks are "
-        "larger batches."
+        f"Each peer's time over fastcam's, {device.name}, {kind}: right of the line fastcam is faster. "
+        "Larger marks are larger batches."
     )
     data = {"points": points, "peers": [p for p in PEERS if any(point["peer"] == p for point in points)]}
     name, title = f"{device.slug}-speed-up-{kind}.png", f"Speed-up over the peers, {device.name}, {kind}"
@@ -121,20 +133,38 @@ def _roofline(device: Device) -> list[Picture]:
 
 
 def _scale(device: Device) -> list[Picture]:
-    panels = [
-        {
-            **{"model": sweep.model, "sweep": sweep.name, "method": sweep.method},
-            "curves": [_curve(curve) for curve in sweep.curves],
-        }
-        for sweep in sweeps(device.of("scale"))
-    ]
+    rows = device.of("scale")
+    panels: dict[tuple[str, str, str], Data] = {}
+    for summary in summaries(rows):
+        unit, factor = UNITS[summary.quantity]
+        points = curve(rows, summary.model, summary.sweep, summary.method, summary.quantity, summary.side)
+        if not points:
+            continue
+        line = summary.line
+        of_panel = panels.setdefault(
+            (summary.model, summary.sweep, summary.quantity),
+            {
+                **{"model": summary.model, "sweep": summary.sweep, "quantity": summary.quantity, "unit": unit},
+                **{"of": _unit(rows, summary.sweep), "curves": []},
+            },
+        )
+        of_panel["curves"].append(
+            {
+                **{"method": summary.method, "side": summary.side, "points": [[x, factor * y] for x, y in points]},
+                "line": None if line is None else [factor * line.intercept, factor * line.slope],
+                "straight": line is not None and line.straight,
+            }
+        )
     if not panels:
         return []
-    caption = f"Time and peak memory of an explanation as one thing grows, {device.name}, with the line fitted to each."
-    return [Picture(f"{device.slug}-scale.png", "scale", f"Scale, {device.name}", caption, {"panels": panels})]
+    caption = (
+        f"Time and peak memory of a call as one thing grows, {device.name}: the lines are fitted, dotted where the "
+        "points leave them. The forward pass in grey."
+    )
+    data = {"panels": list(panels.values())}
+    return [Picture(f"{device.slug}-scale.png", "scale", f"Scale, {device.name}", caption, data)]
 
 
-def _curve(curve: Curve) -> Data:
-    line = curve.line
-    fitted = None if line is None else {"slope": line.slope, "intercept": line.intercept, "straight": line.straight}
-    return {"label": curve.label, "unit": curve.unit, "xs": curve.xs, "ys": curve.ys, "line": fitted}
+def _unit(rows: Iterable[Row], sweep: str) -> str:
+    """What the values of a sweep count."""
+    return next((row["unit"] for row in rows if row["sweep"] == sweep and "unit" in row), sweep)

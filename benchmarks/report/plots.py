@@ -1,6 +1,6 @@
-"""The pictures of the report, each a function from its data to a figure. Colours are told apart by colour-blind readers.
+"""The pictures of the report, each a function from its data to a figure.
 
-Okabe and Ito's palette; marks that differ in colour differ in shape or place too.
+The colours are Okabe and Ito's, whom colour-blind readers can follow; marks that differ in colour differ in shape too.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ NAMES = {
     "convnext_tiny": "ConvNeXt-T",
     "vit_b_16": "ViT-B/16",
 }
-_STYLE = {
+_STYLE: Any = {
     **{"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.linewidth": 0.6},
     **{"xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": "black", "ytick.labelcolor": "black"},
-    **{"savefig.dpi": 160, "figure.dpi": 160},
+    **{"savefig.dpi": 200, "figure.dpi": 200},
 }
 _PEER_MARKS = {"grad-cam": "o", "torch-cam": "s", "captum": "^", "FlashTorch": "D"}
 _MODEL_MARKS = (("o", BLUE), ("s", RED), ("^", GREEN), ("D", ORANGE), ("v", PINK), ("P", SKY))
-_SIDE_MARKS = {"kernel": ("o", BLUE), "compiled": ("^", ORANGE), "definition": ("s", GREY)}
+MOST_MARKS = 8  # on a line of a key
+CHEAP = 1.5  # times the forward pass
+_SIDE_MARKS = {"kernel": ("o", BLUE, 0.86), "compiled": ("^", ORANGE, 1.0), "definition": ("s", GREY, 1.16)}
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def _styled(draw: Callable[[Data], Figure]) -> Callable[[Data], Figure]:
@@ -88,51 +91,73 @@ def speed_ups(data: Data) -> Figure:
 
 @_styled
 def costs(data: Data) -> Figure:
-    """A column a batch, a line a method: fastcam's time over the forward pass, a mark a model."""
+    """A column a batch, a line a method: fastcam's time over the forward pass, a mark a model.
+
+    Methods that hardly cost more than the forward pass have an axis of their own, which is not logarithmic.
+    """
     points = data["points"]
     models, batches = _seen(points, "model"), sorted(_seen(points, "batch"))
     worst = {m: max(p["ratio"] for p in points if p["method"] == m) for m in _seen(points, "method")}
     methods = sorted(worst, key=worst.__getitem__)
+    cheap = [m for m in methods if worst[m] <= CHEAP]
+    parts = [part for part in (cheap, methods[len(cheap) :]) if part]
     marks = {model: _MODEL_MARKS[i % len(_MODEL_MARKS)] for i, model in enumerate(models)}
-    figure, axes = _columns(len(batches), len(methods))
-    for ax, batch in zip(axes, batches, strict=True):
-        _log(ax, [p["ratio"] for p in points])
-        _rows(ax, methods)
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.15 * len(methods) + 0.25 * len(parts)), layout="constrained")
+    heights = [len(part) + 1 for part in parts]
+    axes = figure.subplots(len(parts), len(batches), sharex="row", sharey="row", squeeze=False, height_ratios=heights)
+    for line, part in zip(axes, parts, strict=True):
+        shown = [p for p in points if p["method"] in part]
+        for ax, batch in zip(line, batches, strict=True):
+            if part is not cheap:
+                _log(ax, [p["ratio"] for p in shown])
+            _rows(ax, part)
+            ax.axvline(1, color="black", linewidth=0.8, zorder=1)
+            for p in (p for p in shown if p["batch"] == batch):
+                shape, colour = marks[p["model"]]
+                ax.plot(p["ratio"], part.index(p["method"]), shape, color=colour, markersize=4, alpha=0.8, mew=0)
+    for ax, batch in zip(axes[0], batches, strict=True):
         ax.set_title(f"batch {batch}")
-        ax.axvline(1, color="black", linewidth=0.8, zorder=1)
-        for p in (p for p in points if p["batch"] == batch):
-            shape, colour = marks[p["model"]]
-            ax.plot(p["ratio"], methods.index(p["method"]), shape, color=colour, markersize=4, alpha=0.85)
-    figure.supxlabel("time of fastcam / time of the forward pass (log scale); the line is the forward pass", fontsize=8)
+    figure.supxlabel("time of fastcam / time of the forward pass; logarithmic in the lower part", fontsize=8)
     _key(figure, [_mark(*marks[model], NAMES.get(model, model)) for model in models])
     return figure
 
 
 @_styled
 def roofline(data: Data) -> Figure:
-    """A panel an operator: bytes a second over operations a byte."""
-    points = data["points"]
-    operators = _seen(points, "operator")
-    figure, axes = _grid(len(operators), 4, 1.5)
-    sizes = sorted({p["bytes"] for p in points})
+    """A panel an operator: bytes a second over operations a byte. The sides stand a little apart."""
+    points, copy = data["points"], data["copy"]
+    operators, sizes = _seen(points, "operator"), sorted(_seen(points, "bytes"))
+    figure, axes = _grid(len(operators), 4, 1.55)
+    lowest, highest = min(p["intensity"] for p in points), max(p["intensity"] for p in points)
     for ax, operator in zip(axes, operators, strict=True):
         ax.set_xscale("log")
         ax.set_yscale("log")
-        ax.set_title(operator)
-        ax.axhline(data["copy"], color="black", linewidth=0.8)
-        for p in (p for p in points if p["operator"] == operator):
-            shape, colour = _SIDE_MARKS[p["side"]]
-            size = 2.5 + 4 * sizes.index(p["bytes"]) / max(1, len(sizes) - 1)
-            ax.plot(p["intensity"], p["rate"], shape, color=colour, markersize=size, alpha=0.75, markeredgewidth=0)
-    for ax in axes:
-        ax.set_xlim(0.7 * min(p["intensity"] for p in points), 1.4 * max(p["intensity"] for p in points))
-        ax.set_ylim(0.5 * min(p["rate"] for p in points), 2 * max(data["copy"], *(p["rate"] for p in points)))
+        ax.set_title(operator, fontsize=8)
+        ax.axhline(copy, color="black", linewidth=0.8)
+        shown = [p for p in points if p["operator"] == operator]
+        for p in shown:
+            shape, colour, aside = _SIDE_MARKS[p["side"]]
+            size = 2 + 4 * sizes.index(p["bytes"]) / max(1, len(sizes) - 1)
+            ax.plot(p["intensity"] * aside, p["rate"], shape, color=colour, markersize=size, alpha=0.75, mew=0)
+        for kind in _seen(shown, "type"):
+            at = max(p["intensity"] for p in shown if p["type"] == kind)
+            ax.text(at, 0.03, kind, transform=ax.get_xaxis_transform(), ha="center", fontsize=7, color=GREY)
+        ax.xaxis.set_major_formatter(_PLAIN)
+        ax.yaxis.set_major_formatter(_PLAIN)
+        ax.set_xlim(0.6 * lowest, 1.7 * highest)
+        ax.set_ylim(0.3 * min(p["rate"] for p in points), 2.5 * max(copy, *(p["rate"] for p in points)))
     axes[0].annotate(
-        f"copy: {data['copy']:.3g} GB/s", (0.03, data["copy"]), ("axes fraction", "data"), va="bottom", fontsize=7
+        f"copy, {copy:.0f} GB/s",
+        (1, copy),
+        (-2, 2),
+        axes[0].get_yaxis_transform(),
+        "offset points",
+        ha="right",
+        fontsize=7,
     )
-    figure.supxlabel("operations a byte", fontsize=8)
-    figure.supylabel("GB/s", fontsize=8)
-    _key(figure, [_mark(*_SIDE_MARKS[side], side) for side in _SIDE_MARKS if side in _seen(points, "side")])
+    figure.supxlabel("operations a byte (log scale)", fontsize=8)
+    figure.supylabel("GB/s (log scale)", fontsize=8)
+    _key(figure, [_mark(*mark[:2], side) for side, mark in _SIDE_MARKS.items() if side in _seen(points, "side")])
     return figure
 
 
@@ -143,33 +168,41 @@ def scale(data: Data) -> Figure:
     names = list(dict.fromkeys((p["model"], p["sweep"]) for p in panels))
     across = min(3, len(names))
     down = -(-len(names) // across)
-    figure = Figure(figsize=(WIDTH, 2.9 * down), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.2 * down), layout="constrained")
     axes = figure.subplots(2 * down, across, squeeze=False)
     for ax in axes.flat:
         ax.set_visible(False)
-    for i, (model, sweep) in enumerate(names):
-        chosen = [p for p in panels if (p["model"], p["sweep"]) == (model, sweep)]
-        for j, label in enumerate(("time", "memory")):
-            ax = axes[2 * (i // across) + j][i % across]
-            ax.set_visible(True)
-            _curves(ax, label, chosen)
-        axes[2 * (i // across)][i % across].set_title(f"{sweep}, {NAMES.get(model, model)}")
+    for panel in panels:
+        at, below = names.index((panel["model"], panel["sweep"])), panel["quantity"] == "memory"
+        ax = axes[2 * (at // across) + below][at % across]
+        ax.set_visible(True)
+        _curves(ax, panel)
+        if below:
+            ax.set_xlabel(panel["of"])
+        else:
+            ax.set_title(f"{panel['sweep']}, {NAMES.get(panel['model'], panel['model'])}")
     return figure
 
 
-def _curves(ax: Axes, label: str, panels: Sequence[Data]) -> None:
-    for panel, (shape, colour) in zip(panels, _MODEL_MARKS, strict=False):
-        for curve in (c for c in panel["curves"] if c["label"] == label):
-            xs, ys, line = curve["xs"], curve["ys"], curve["line"]
-            ax.plot(xs, ys, shape, color=colour, markersize=4)
-            if line is not None:
-                ends = [xs[0], xs[-1]]
-                fitted = [line["intercept"] + line["slope"] * x for x in ends]
-                ax.plot(ends, fitted, "-" if line["straight"] else ":", color=colour, linewidth=1)
-            ax.set_ylabel(f"{label}, {curve['unit']}")
-            ax.annotate(panel["method"], (xs[-1], ys[-1]), (-3, 4), textcoords="offset points", ha="right", color=colour)
-    ax.set_ylim(bottom=0)
+def _curves(ax: Axes, panel: Data) -> None:
+    """The curves of a panel, named in the corner that rising lines leave free; of the forward passes the first."""
+    forward = [c for c in panel["curves"] if c["side"] == "forward"][:1]
+    ours = [c for c in panel["curves"] if c["side"] != "forward"]
+    marks = [(".", GREY)] * len(forward) + list(_MODEL_MARKS)
+    for i, (curve, (shape, colour)) in enumerate(zip(forward + ours, marks, strict=False)):
+        xs, ys = zip(*curve["points"], strict=True)
+        ax.plot(xs, ys, shape, color=colour, markersize=4, alpha=0.8, markeredgewidth=0)
+        if curve["line"] is not None:
+            intercept, slope = curve["line"]
+            ends = [xs[0], xs[-1]]
+            style = "-" if curve["straight"] else ":"
+            ax.plot(ends, [intercept + slope * x for x in ends], style, color=colour, linewidth=0.9)
+        name = "forward pass" if curve["side"] == "forward" else curve["method"]
+        ax.annotate(name, (0, 1), (4, -4 - 9 * i), "axes fraction", "offset points", color=colour, fontsize=7, va="top")
+    ax.set_ylabel(f"{panel['quantity']}, {panel['unit']}")
+    ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
     ax.set_xlim(left=0)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 10000 else f"{x:g}"))
 
 
 def _seen(points: Iterable[Data], key: str) -> list[Any]:
@@ -195,6 +228,8 @@ def _grid(panels: int, across: int, height: float) -> tuple[Figure, list[Axes]]:
     axes = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     for ax in axes[panels:]:
         ax.set_visible(False)
+    for ax in axes[max(0, panels - across) : panels]:
+        ax.tick_params(labelbottom=True)
     return figure, axes[:panels]
 
 
@@ -212,8 +247,8 @@ def _log(ax: Axes, values: Sequence[float]) -> None:
     ax.set_xscale("log")
     low, high = min(1.0, *values) / 1.3, max(1.0, *values) * 1.3
     ax.set_xlim(low, high)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 30 else (1.0, 2.0, 5.0)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 30 else (1.0, 2.0, 5.0), numticks=12))
+    ax.xaxis.set_major_formatter(_PLAIN)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
 
@@ -223,7 +258,13 @@ def _mark(shape: str, colour: str, label: str, size: float = 5) -> Line2D:
 
 
 def _key(figure: Figure, marks: Sequence[Line2D]) -> None:
-    """One line above the axes that says what the marks are."""
+    """What the marks are, above the axes, on a line or two."""
+    lines = 1 if len(marks) <= MOST_MARKS else 2
     figure.legend(
-        handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, handletextpad=0.1, columnspacing=1.2
+        handles=marks,
+        loc="outside upper center",
+        ncols=-(-len(marks) // lines),
+        frameon=False,
+        handletextpad=0.1,
+        columnspacing=1.2,
     )

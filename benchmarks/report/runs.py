@@ -6,8 +6,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from benchmarks.settings import MODELS
 
 Row = dict[str, Any]
 Result = dict[str, Any]  # a results file
@@ -32,16 +35,18 @@ class Device:
     results: list[Result]
 
     @property
-    def on_gpu(self) -> bool:
-        return self.results[0]["device"] == "cuda"
+    def kind(self) -> str:
+        """`cpu` or `cuda`."""
+        return str(self.results[0]["device"])
 
     @property
     def name(self) -> str:
         return self.results[0]["hardware"].get("gpu") or "CPU"
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
-        return [row for result in self.results for row in result["rows"]]
+        """All rows, those of a model together."""
+        return sorted((row for result in self.results for row in result["rows"]), key=_rank)
 
     def of(self, case: str, **wanted: Any) -> list[Row]:
         """The rows of a case that have these values."""
@@ -55,12 +60,15 @@ def read(folder: Path) -> list[Result]:
 
 
 def devices(results: Iterable[Result]) -> list[Device]:
-    """The results by device, CPUs first; of a case measured twice the newer, a whole run's rather than a named set's."""
+    """The results by device, CPUs first.
+
+    Of a row that was measured twice the newer counts, one of a whole run rather than of a named set.
+    """
     found: dict[str, list[Result]] = {}
     for result in results:
         found.setdefault(_slug(result), []).append(result)
     gathered = [Device(slug, list(_without_repeats(of_one))) for slug, of_one in found.items()]
-    return sorted(gathered, key=lambda device: (device.on_gpu, device.slug))
+    return sorted(gathered, key=lambda device: (device.kind, device.slug))
 
 
 def _without_repeats(results: list[Result]) -> Iterator[Result]:
@@ -77,6 +85,12 @@ def _without_repeats(results: list[Result]) -> Iterator[Result]:
 def _identity(row: Row) -> str:
     known = {key: row[key] for key in _IDENTITY if key in row}
     return json.dumps({"dtype": "float32", **known})
+
+
+def _rank(row: Row) -> tuple[int, str]:
+    """The place of a row's model: the benchmarks' own, then any other, then rows without."""
+    model = row.get("model")
+    return MODELS.index(model) if model in MODELS else len(MODELS) + (model is None), model or ""
 
 
 def _slug(result: Result) -> str:

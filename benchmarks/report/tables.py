@@ -7,8 +7,8 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
+from benchmarks.report.remarks import differing, missing
 from benchmarks.report.runs import Device, Result, Row, devices, ratio
-from benchmarks.report.sweeps import sweeps
 from benchmarks.report.wording import (
     ABSENT,
     LEGENDS,
@@ -22,6 +22,7 @@ from benchmarks.report.wording import (
     spread,
     table,
 )
+from benchmarks.sweeps import Summary, summaries
 
 
 class Column(NamedTuple):
@@ -38,20 +39,23 @@ def of_device(device: Device) -> str:
     """A table for each kind of row there is, then what is missing from them."""
     parts = []
     for case, title in CALLS.items():
-        for model, rows in groupby(sorted(device.of(case), key=_model), key=_model):
-            parts.append(_section(f"{title}, {model}", LEGENDS[case], _of_columns(_CALL_COLUMNS, rows)))
+        legend = f"{LEGENDS[case]}\n\n"
+        for model, rows in groupby(device.of(case), key=lambda row: row["model"]):
+            parts.append(_section(f"{title}, {model}", legend, _of_columns(_CALL_COLUMNS, rows)))
+            legend = ""  # once is enough
     for kind, (title, columns) in _OPERATORS.items():
-        parts.append(_section(title, LEGENDS[kind], _of_columns(columns, device.of("operators", kind=kind))))
+        of_kind = device.of("operators", kind=kind)
+        parts.append(_section(title, f"{LEGENDS[kind]}\n\n", _of_columns(columns, of_kind)))
     for case, (title, columns) in _OTHERS.items():
-        parts.append(_section(title, LEGENDS[case], _of_columns(columns, device.of(case))))
-    parts.append(_section("Scale", LEGENDS["scale"], _of_scale(device)))
-    parts += [f"Failed: {case}\n" for result in device.results for case in result["failed"]]
-    parts += [f"Left out: {reason}: {', '.join(cases)}\n" for reason, cases in _left_out(device).items()]
+        parts.append(_section(title, f"{LEGENDS[case]}\n\n", _of_columns(columns, device.of(case))))
+    parts.append(_section("Scale", f"{LEGENDS['scale']}\n\n", _of_scale(device)))
+    parts.append(_section("Where a peer does something else", "", differing(device)))
+    parts.append(_section("Not measured", "", missing(device)))
     return "\n".join(part for part in parts if part)
 
 
 def _section(title: str, legend: str, shown: str) -> str:
-    return f"### {title}\n\n{legend}\n\n{shown}" if shown else ""
+    return f"### {title}\n\n{legend}{shown}" if shown else ""
 
 
 def _of_columns(columns: Sequence[Column], rows: Iterable[Row]) -> str:
@@ -60,18 +64,6 @@ def _of_columns(columns: Sequence[Column], rows: Iterable[Row]) -> str:
     cells = {column.head: [column.cell(row) for row in rows] for column in columns}
     used = {head: column for head, column in cells.items() if set(column) - {ABSENT}}
     return table(list(used), zip(*used.values(), strict=True)) if used else ""
-
-
-def _left_out(device: Device) -> dict[str, list[str]]:
-    reasons: dict[str, list[str]] = {}
-    for result in device.results:
-        for entry in result["left_out"]:
-            reasons.setdefault(entry["reason"], []).append(entry["case"])
-    return reasons
-
-
-def _model(row: Row) -> str:
-    return str(row["model"])
 
 
 def plain(key: str, row: Row) -> str:
@@ -119,6 +111,11 @@ def _of_side(key: str, row: Row) -> str:
     return spread(value, percent=True) if key == _SHARE else digits(1e6 * value["median"])
 
 
+def _without_kernel(row: Row) -> str:
+    """What `torch.compile` makes of the definition, where it is the definition that fastcam runs."""
+    return ABSENT if "kernel" in row["seconds"] else faster_than("compiled", "definition", row)
+
+
 def _instructions(key: str, row: Row) -> str:
     """Counts by bytes a thread, the widest first: `12 of 16, 1 of 4`."""
     widths = sorted(((int(width), n) for width, n in row.get(key, {}).items() if n), reverse=True)
@@ -126,16 +123,45 @@ def _instructions(key: str, row: Row) -> str:
 
 
 def _of_scale(device: Device) -> str:
-    heads = ("model", "sweep", "method", "values", "figure", "at the first", "at the last", "worst", "a straight line?")
-    rows = []
-    for sweep in sweeps(device.of("scale")):
-        for curve in sweep.curves:
-            first, last = (f"{digits(value)} {curve.unit}" for value in (curve.ys[0], curve.ys[-1]))
-            values = ", ".join(map(str, curve.xs))
-            rows.append(
-                [sweep.model, sweep.name, sweep.method, values, curve.label, first, last, curve.worst, curve.verdict]
-            )
-    return table(heads, rows) if rows else ""
+    rows = device.of("scale")
+    lines = [summary for summary in summaries(rows) if summary.side == "fastcam"]
+    return table(_SCALE_HEADS, (_line(summary, rows) for summary in lines)) if lines else ""
+
+
+_SCALE_HEADS = (
+    *("model", "sweep", "method", "figure", "from", "to", "measured there", "and there", "line", "worst"),
+    "a straight line?",
+)
+
+
+def _line(summary: Summary, rows: Sequence[Row]) -> list[str]:
+    """A curve: its ends as measured, its line, how far off that is."""
+    points = curve(rows, summary.model, summary.sweep, summary.method, summary.quantity)
+    head = [summary.model, summary.sweep, summary.method, summary.quantity]
+    if not points:
+        return [*head, *[ABSENT] * 6, "not measured"]
+    unit, scale = UNITS[summary.quantity]
+    ends = [str(points[0][0]), str(points[-1][0]), *(f"{digits(scale * points[i][1])} {unit}" for i in (0, -1))]
+    if (line := summary.line) is None:
+        return [*head, *ends, ABSENT, ABSENT, "too few points"]
+    fitted = f"{scale * line.intercept:.3g} + {scale * line.slope:.3g} x"
+    return [*head, *ends, fitted, f"{line.worst:.0%}", "straight" if line.straight else f"no: {summary.reason}"]
+
+
+UNITS = {"time": ("ms", 1e3), "memory": ("MiB", 2.0**-20)}
+
+
+def curve(
+    rows: Iterable[Row], model: str, sweep: str, method: str, quantity: str, side: str = "fastcam"
+) -> list[tuple[float, float]]:
+    """The points of a curve, x with seconds or bytes, by rising x."""
+    key = "seconds" if quantity == "time" else "memory"
+    found = [
+        (row["x"], row[key][side]["median"] if quantity == "time" else row[key][side])
+        for row in rows
+        if (row["model"], row["sweep"], row["method"]) == (model, sweep, method) and side in row.get(key, {})
+    ]
+    return sorted(found)
 
 
 CALLS = {
@@ -169,6 +195,7 @@ _OPERATORS = {
             Column("of copy", partial(_of_side, _SHARE)),
             Column("definition / kernel", partial(faster_than, "definition", "kernel")),
             Column("compiled / kernel", partial(faster_than, "compiled", "kernel")),
+            Column("compiled / definition", _without_kernel),
             Column("call µs", partial(_of_side, _CALL)),
         ),
     ),

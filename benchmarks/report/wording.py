@@ -17,40 +17,45 @@ RATIOS = (
     "is a side of which one call took longer than that: it was stopped. – is what the peer has not or was not measured."
 )
 LEGENDS = {
-    "methods": "Methods of one forward and at most one backward pass, image tensor to finished numpy map. Memory is the "
-    "peak of the tensors allocated during a call over the forward pass's; numpy's arrays are not in it.",
+    "methods": "Methods of one forward and at most one backward pass, image tensor to finished numpy map. Memory is "
+    "the peak of the tensors allocated during a call over the forward pass's; numpy's arrays are not in it.",
     "perturbation": "Methods that score many changed images. `fastcam / masked forward passes`: Score-CAM's time over "
     "that of nothing but its forward passes at their fastest batch size. Memory at batch size 32 beside a forward pass "
     "of 32 images; AblationCAM and Recipro-CAM do not fill such a batch with one image.",
     "toolbox": "Methods of another kind, metrics, several classes at once. `fastcam / one class`: several classes of "
     "each image over one class of the same method.",
     "inside": "Gradients and made images. `one at a time`: fastcam's own loop over what it makes in one batch.",
-    "operator": "GPU time of a kernel by graph replays, beside the operator's PyTorch definition, `torch.compile` of the "
-    "definition and a device copy; without a GPU there is no kernel, and times are the definition's. GB/s counts the "
-    "fewest bytes to move. `of copy` is GB/s over that of the copy. `call` is the wall clock of one call. A `/ kernel` "
-    "column is the other's time over the kernel's: below 1 the kernel is slower.",
+    "operator": "GPU time of a kernel by graph replays, beside the operator's PyTorch definition, `torch.compile` of "
+    "the definition and a device copy; without a GPU there is no kernel, and GB/s, `of copy` and `call` are the "
+    "definition's. GB/s counts the fewest bytes to move, `of copy` is that over the copy's, `call` is the wall clock "
+    "of one call. In the columns of two sides the first's time is over the second's: below 1 the second is `slower`.",
     "explanation": "Three figures of one explanation: the GPU time of its kernels, the wall clock of the calls that "
     "launch them, the wall clock of the whole explanation.",
-    "compiled": "Compiled ahead of time, not run: what the machine code of each kernel needs and does. Loads and stores "
-    "are instructions by bytes a thread moves with each; `floor` is the fewest bytes an element needs.",
+    "compiled": "Compiled ahead of time, not run: what the machine code of each kernel needs and does. Loads and "
+    "stores are instructions by the bytes that a thread moves with one; `floor` is the fewest bytes an element needs.",
     "launches": "Kernel launches of an explanation: fastcam's own after the backward pass, all, and those of a forward "
     "pass alone.",
-    "scale": "One thing grows, the rest stays. A line is fitted to the points; `worst` is the point that is furthest "
-    "off it, over the line's value there.",
+    "scale": "One thing grows, the rest stays. `line` is fitted to the points, x being what grows; `worst` is how far "
+    "it is from a point at most, over the value measured there.",
 }
 
 
-def digits(value: float) -> str:
-    """Three significant digits, no exponent: 0.123, 1.23, 12.3, 1234."""
+def digits(value: float, more: int = 0) -> str:
+    """Three significant digits, no exponent: 0.123, 1.23, 12.3, 1234; or some more. Whole numbers as they are."""
+    if isinstance(value, int):
+        return str(value)
     decimals = 3 if value < 0.9995 else 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{decimals}f}"
+    return f"{value:.{decimals + more if decimals < 3 else decimals}f}"
 
 
-def spread(figure: Spread | None, percent: bool = False) -> str:
+def spread(figure: Spread | None, percent: bool = False, more: int = 0) -> str:
     """A median with its quartiles, where it has some; – for None."""
+
+    def shown(value: float) -> str:
+        return f"{value:.{more}%}" if percent else digits(value, more)
+
     if figure is None:
         return ABSENT
-    shown = (lambda value: f"{value:.0%}") if percent else digits
     if figure["quartiles"] is None:
         return shown(figure["median"])
     low, high = figure["quartiles"]
@@ -76,13 +81,15 @@ def short_type(row: Row) -> str:
 
 
 def named(row: Row) -> str:
-    """A row in a list of rows of all kinds."""
+    """A row in a list of rows of all kinds; its type only where it is not fp32."""
+    kind = [] if dtype(row) == "float32" else [short_type(row)]
     if row["case"] == "operators" and "operator" in row:
-        return f"{row['operator']}, {shape(row)}, {short_type(row)}"
+        return ", ".join([row["operator"], shape(row), *kind])
     if row["case"] == "scale":
         return f"{row['method']}, {row['sweep']} {row['x']}"
-    where = [row.get("model") or row.get("network"), f"batch {row['batch']}" if "batch" in row else None]
-    return ", ".join(str(part) for part in (row["method"], *where, short_type(row)) if part)
+    model = row.get("model") or row.get("network")
+    batch = [f"batch {row['batch']}"] if "batch" in row else []
+    return ", ".join([row["method"], *([model] if model else []), *batch, *kind])
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
