@@ -67,7 +67,8 @@ def _of_columns(columns: Sequence[Column], rows: Iterable[Row]) -> str:
 
 
 def plain(key: str, row: Row) -> str:
-    return str(row[key]) if key in row else ABSENT
+    value = row.get(key, ABSENT)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def time_over(side: str, base: str, row: Row) -> str:
