@@ -13,7 +13,7 @@ FAMILY = (
     *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam"),
     *("eigengradcam", "segeigencam", "shapleycam"),
 )
-LINEAR = ("channel_reduce", "finish", "masked_inputs", "overlay")  # bound by bandwidth
+LINEAR = ("channel_reduce", "channel_sum", "finish", "masked_inputs", "overlay")  # bound by bandwidth
 Wanted = Callable[[Row], bool]
 
 

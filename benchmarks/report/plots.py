@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from benchmarks.report.wording import digits
+
 Data = dict[str, Any]
 BLUE, RED, GREEN, ORANGE, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, PALE = "#666666", "#DDDDDD"
@@ -139,15 +141,15 @@ def roofline(data: Data) -> Figure:
             shape, colour, aside = _SIDE_MARKS[p["side"]]
             size = 2 + 4 * sizes.index(p["bytes"]) / max(1, len(sizes) - 1)
             ax.plot(p["intensity"] * aside, p["rate"], shape, color=colour, markersize=size, alpha=0.75, mew=0)
-        for kind in _seen(shown, "type"):
-            at = max(p["intensity"] for p in shown if p["type"] == kind)
+        for at, kind in _apart(shown):
             ax.text(at, 0.03, kind, transform=ax.get_xaxis_transform(), ha="center", fontsize=7, color=GREY)
         ax.xaxis.set_major_formatter(_PLAIN)
+        ax.yaxis.set_major_locator(LogLocator(numticks=12))
         ax.yaxis.set_major_formatter(_PLAIN)
         ax.set_xlim(0.6 * lowest, 1.7 * highest)
         ax.set_ylim(0.3 * min(p["rate"] for p in points), 2.5 * max(copy, *(p["rate"] for p in points)))
     axes[0].annotate(
-        f"copy, {copy:.0f} GB/s",
+        f"copy, {digits(copy)} GB/s",
         (1, copy),
         (-2, 2),
         axes[0].get_yaxis_transform(),
@@ -161,12 +163,21 @@ def roofline(data: Data) -> Figure:
     return figure
 
 
+def _apart(points: Sequence[Data]) -> list[tuple[float, str]]:
+    """Where each type is to be named: at intensities that are not next to each other."""
+    places: list[tuple[float, str]] = []
+    for at, kind in sorted({(p["intensity"], p["type"]) for p in points}):
+        if not any(kind == known and at < 1.5 * place for place, known in places):
+            places.append((at, kind))
+    return places
+
+
 @_styled
 def scale(data: Data) -> Figure:
     """Two panels a sweep, time above memory: a curve a method, with its line."""
     panels = data["panels"]
     names = list(dict.fromkeys((p["model"], p["sweep"]) for p in panels))
-    across = min(3, len(names))
+    across = min(4 if len(names) > 6 else 3, len(names))
     down = -(-len(names) // across)
     figure = Figure(figsize=(WIDTH, 3.2 * down), layout="constrained")
     axes = figure.subplots(2 * down, across, squeeze=False)
@@ -198,10 +209,16 @@ def _curves(ax: Axes, panel: Data) -> None:
             style = "-" if curve["straight"] else ":"
             ax.plot(ends, [intercept + slope * x for x in ends], style, color=colour, linewidth=0.9)
         name = "forward pass" if curve["side"] == "forward" else curve["method"]
-        ax.annotate(name, (0, 1), (4, -4 - 9 * i), "axes fraction", "offset points", color=colour, fontsize=7, va="top")
+        clear = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}
+        at: Any = {"textcoords": "offset points", "va": "top", "bbox": clear}
+        ax.annotate(name, (0, 1), (4, -4 - 9 * i), "axes fraction", color=colour, fontsize=7, **at)
     ax.set_ylabel(f"{panel['quantity']}, {panel['unit']}")
-    ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
     ax.set_xlim(left=0)
+    highest, right = ax.get_ylim()[1], ax.get_xlim()[1]
+    below = 1 - 0.11 * len(forward + ours)  # of the panel, where the names end
+    points = [point for curve in panel["curves"] for point in curve["points"]]
+    crowded = any(x < 0.7 * right and y > below * highest for x, y in points)
+    ax.set_ylim(0, highest / below if crowded else 1.1 * highest)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 10000 else f"{x:g}"))
 
 
