@@ -1,4 +1,4 @@
-"""`python -m benchmarks` measures, `python -m benchmarks report` writes the README's tables."""
+"""`python -m benchmarks` measures, `python -m benchmarks report` writes the README's tables and the pictures."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from benchmarks.settings import parse
 
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["report"]:
-        from benchmarks import report
+        from benchmarks.report.main import main as report
 
-        return report.main(arguments[1:])
+        return report(arguments[1:])
     settings = parse(arguments)
     if settings.threads is not None:
         for library in ("OMP", "MKL", "OPENBLAS"):  # each reads its variable once, when numpy or torch is imported

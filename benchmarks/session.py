@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import report
 from benchmarks.machine import describe, slug
+from benchmarks.report.summary import of_run
 from benchmarks.settings import GPU_ONLY, Settings
 from fastcam.methods import METHODS
 from fastcam.visualize import SALIENCY
@@ -118,7 +118,7 @@ def run(settings: Settings) -> int:
     status = pytest.main([*_PYTEST, *files], plugins=[plugin])
     written = plugin.write()
     print("\n".join(f"written to {file}" for file in written) or "not written: no whole case; name a folder with --out")
-    print("\n".join(report.tables(result) for result in plugin.results()))
+    print(of_run(plugin.results()))
     return int(status)
 
 

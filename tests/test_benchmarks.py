@@ -23,8 +23,6 @@ from benchmarks import (  # noqa: E402
     bench_toolbox,
     memory,
     problem,
-    report,
-    session,
     settings,
     side_by_side,
 )
@@ -93,85 +91,6 @@ def test_memory_meter_ignores_the_end_of_what_was_there_before():
         return torch.zeros(2**20)
 
     assert memory.peak_bytes(call, "cpu") == pytest.approx(4 * 2**20, rel=0.1)
-
-
-def spread(value):
-    return {"median": value, "quartiles": [0.9 * value, 1.1 * value]}
-
-
-def recorded_run():
-    ratios = {"fastcam/forward": spread(3.0), "grad-cam/forward": spread(2.4), "grad-cam/fastcam": spread(0.8)}
-    method = {
-        **{"case": "methods", "model": "resnet18", "batch": 8, "method": "layercam", "ratios": ratios},
-        "seconds": {"forward": spread(0.1234)},
-        "memory_ratios": {"fastcam/forward": 1.0, "grad-cam/forward": 7.77},
-    }
-    alone = {
-        **{"case": "methods", "model": "resnet18", "batch": 8, "method": "cam"},
-        "ratios": {"fastcam/forward": spread(1.05)},
-        "seconds": {"forward": spread(0.1234)},
-        "memory_ratios": {"fastcam/forward": 1.0},
-    }
-    perturbation = {
-        **{"case": "perturbation", "model": "resnet18", "batch": 1, "method": "scorecam"},
-        "ratios": {
-            **{"fastcam/forward": spread(380.0), "fastcam/masked forward passes": spread(1.02)},
-            **{"grad-cam/fastcam": spread(0.98), "grad-cam/fastcam bf16": spread(12.0)},
-        },
-        "seconds": {"forward": spread(0.0234)},
-        "memory_ratios": {"fastcam/forward": 1.09},
-    }
-    operator = {
-        **{"case": "operators", "operator": "finish", "shape": [256, 2048, 7, 7], "dtype": "float32"},
-        "seconds": {"kernel": spread(2e-5)},
-        "ratios": {"definition/kernel": spread(5.0), "compiled/kernel": spread(1.2)},
-        **{"copy_share": {"kernel": spread(0.85)}, "call_seconds": {"kernel": spread(4e-5)}},
-        "gigabytes_per_second": {"kernel": 2550.2},
-    }
-    return {
-        **{"device": "cpu", "set": None, "date": "2026-01-02", "commit": "0123abc", "dirty": True, "threads": 2},
-        **{"hardware": {"cpu": "A CPU", "cores": 2}, "versions": {"torch": "2.15.0"}, "repetitions": 7, "tf32": False},
-        **{"failed": ["bench_method[x]"], "left_out": [{"case": "bench_method[y]", "reason": "too slow"}]},
-        "rows": [method, alone, perturbation, operator],
-    }
-
-
-def test_results_survive_the_file_and_the_tables_show_losses():
-    text = session.dumped(recorded_run())
-    assert json.loads(text)["rows"][0]["model"] == "resnet18"
-    shown = report.tables(json.loads(text))
-    assert "A CPU, 2 cores; torch 2.15.0; 2026-01-02, commit 0123abc with changes; 7 repetitions" in shown
-    times = "123 | 3.00 (2.70–3.30) | 2.40 (2.16–2.64) | 0.800 (0.720–0.880) slower"
-    assert f"| resnet18 | 8 | layercam | {times} | 1.00 | 7.77 |" in shown
-    assert "| resnet18 | 8 | cam | 123 | 1.05 (0.945–1.16) | – | – | 1.00 | – |" in shown
-    ours = "23.4 | 380 (342–418) | 1.02 (0.918–1.12) | 0.980 (0.882–1.08) slower | 12.0 (10.8–13.2) | 1.09 |"
-    assert f"| resnet18 | 1 | scorecam | {ours}" in shown
-    beside = "5.00 (4.50–5.50) | 1.20 (1.08–1.32) | 40.0"
-    assert f"| finish | 256 × 2048 × 7 × 7 | float32 | kernel | 20.0 | 2550 | 85% | {beside} |" in shown
-    assert "Failed: bench_method[x]" in shown and "Left out: too slow: bench_method[y]" in shown
-
-
-def test_report_replaces_its_part_of_the_readme_and_check_sees_a_stale_one(tmp_path):
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    results.mkdir()
-    (results / "cpu.json").write_text(session.dumped(recorded_run()))
-    arguments = ["--readme", str(readme), "--results", str(results)]
-    readme.write_text(f"# Title\n{report.BEGIN}\nold\n{report.END}\nthe end\n")
-    assert report.main([*arguments, "--check"]) == 1
-    assert report.main(arguments) == 0
-    first = readme.read_text()
-    assert first.startswith("# Title\n") and first.endswith("the end\n") and "old" not in first
-    assert report.main([*arguments, "--check"]) == 0
-    assert report.main(arguments) == 0 and readme.read_text() == first
-    (results / "cpu.json").write_text(session.dumped({**recorded_run(), "commit": "456def"}))
-    assert report.main([*arguments, "--check"]) == 1 and readme.read_text() == first
-
-
-def test_report_without_markers_goes_to_the_screen(tmp_path, capsys):
-    arguments = ["--readme", str(tmp_path / "README.md"), "--results", str(tmp_path)]
-    assert report.main(arguments) == 0
-    assert "No run is on record yet" in capsys.readouterr().out
-    assert report.main([*arguments, "--check"]) == 1
 
 
 def test_only_whole_runs_are_recorded():
@@ -300,5 +219,5 @@ def test_a_case_from_end_to_end(tmp_path):
         assert row["case"] == "methods" and row["repetitions"] == 2 and row["difference"] < 1e-4
         assert set(row["ratios"]) == {"fastcam/forward", "grad-cam/forward", "grad-cam/fastcam"}
         assert row["memory"]["grad-cam"] > row["memory"]["fastcam"] >= row["memory"]["forward"] > 0
-    assert "| toy | 1 | eigencam |" in done.stdout
+    assert "### Methods, toy" in done.stdout and "| 1 | fp32 | eigencam |" in done.stdout
     assert str(ROOT) not in text
