@@ -15,7 +15,7 @@ import torch
 from benchmarks.machine import describe, slug
 from benchmarks.report.summary import of_run
 from benchmarks.settings import GPU_ONLY, Settings
-from fastcam.methods import METHODS
+from fastcam.methods import ATTENTION, METHODS
 from fastcam.visualize import SALIENCY
 
 ROOT = Path(__file__).parent.parent
@@ -122,18 +122,18 @@ def run(settings: Settings) -> int:
     return int(status)
 
 
-def _impossible(settings: Settings) -> str | None:
+def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
     """Why nothing can be measured, if so."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         return "there is no GPU here"
     if not cases:
         return f"{' and '.join(settings.cases)} are measured on a GPU only"
-    known = [*METHODS, *SALIENCY]
-    if "toolbox" in settings.cases:
+    known = [*METHODS, *ATTENTION, *SALIENCY]
+    if "toolbox" in cases:
         from benchmarks.bench_toolbox import CASES as toolbox
 
         known += toolbox
-    if "inside" in settings.cases:
+    if "inside" in cases:
         from benchmarks.bench_inside import CASES as inside
 
         known += inside

@@ -16,15 +16,16 @@ PARTS = {
 }
 GPU_ONLY = ("launches",)
 CASES = tuple(case for cases in PARTS.values() for case in cases)
-MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
+MODELS = ("resnet18", "resnet50", "vgg16", "efficientnet_b0", "convnext_tiny", "vit_b_16")  # "toy" is for the tests
 MADE = "widening"  # for the part on scale, which takes it where no model is named: any number of channels
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
+DTYPES = {"cpu": ("float32",), "cuda": ("float32", "bfloat16")}
 RECORDED_REPETITIONS = 7
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. Empty `batches` and `methods` stand for all of them.
+    """One run. Empty `batches`, `methods` and `dtypes` stand for all of them.
 
     set_name     the named set this is, as recorded
     cap          in seconds: a side of which one call takes longer is not timed, and the results say so
@@ -37,6 +38,7 @@ class Settings:
     models: tuple[str, ...] = MODELS
     batches: tuple[int, ...] = ()
     methods: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
     repetitions: int = RECORDED_REPETITIONS
     threads: int | None = None
     cap: float = 30.0
@@ -53,6 +55,9 @@ class Settings:
     def batches_on(self, device: str) -> tuple[int, ...]:
         return self.batches or BATCHES[device]
 
+    def dtypes_on(self, device: str) -> tuple[str, ...]:
+        return self.dtypes or DTYPES[device]
+
     def chosen(self, methods: Iterable[str]) -> list[str]:
         """Those of `methods` that are wanted, in their order."""
         return [m for m in methods if not self.methods or m in self.methods]
@@ -62,8 +67,10 @@ SETS = {
     "gpu-short": Settings(
         device="cuda",
         models=("resnet50",),
-        batches=(1, 32, 256),
-        methods=("gradcam", "gradcam++", "layercam", "eigencam", "eigengradcam"),
+        methods=(
+            *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam"),
+            *("eigencam", "eigengradcam", "saliency"),
+        ),
         cap=5.0,
         set_name="gpu-short",
         cases=("methods", "operators", "launches"),
@@ -72,8 +79,8 @@ SETS = {
         device="cuda",
         cases=("perturbation",),
         models=("resnet50",),
-        methods=("ablationcam", "scorecam"),
-        cap=60.0,
+        methods=("ablationcam", "scorecam", "fullgrad", "sess"),
+        cap=20.0,  # in each case, so that ten minutes suffice
         set_name="gpu-perturbation",
     ),
 }
@@ -92,7 +99,7 @@ def parse(arguments: list[str]) -> Settings:
     if asked := said.pop("asked"):
         named = [case for name in asked for case in PARTS.get(name, (name,))]
         said["cases"] = tuple(case for case in CASES if case in named)
-    return replace(base, **said, whole=not {"batches", "methods"} & said.keys())
+    return replace(base, **said, whole=not {"batches", "methods", "dtypes"} & said.keys())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Measure fastcam against grad-cam and the forward pass. `report` as the first word writes the "
         "README's tables from the recorded runs. Every case is written to a file of its own, for each model; one "
-        f"narrowed down by --batch or --method, or of fewer than {RECORDED_REPETITIONS} repetitions, only with --out.",
+        "narrowed down by --batch, --method or --dtype, or of fewer than "
+        f"{RECORDED_REPETITIONS} repetitions, only with --out.",
     )
     names = dict.fromkeys([*PARTS, *CASES])
     parser.add_argument(
@@ -109,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set",
         choices=SETS,
-        help="a named selection; gpu-short: what matters most, in 8 minutes; gpu-perturbation: ScoreCAM, AblationCAM",
+        help="a named selection; gpu-short: what matters most, in 8 minutes; gpu-perturbation: ScoreCAM and its like",
     )
     parser.add_argument("--device", choices=tuple(BATCHES), help="default: cuda where there is one")
     parser.add_argument("--model", dest="models", choices=(*MODELS, "toy", MADE), action="append", help="repeatable")
@@ -117,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method", dest="methods", action="append", metavar="NAME", help="repeatable; as in the command line"
     )
+    parser.add_argument("--dtype", dest="dtypes", choices=DTYPES["cuda"], action="append", help="repeatable")
     parser.add_argument("--repetitions", type=_repetitions, metavar="N", help=f"default: {RECORDED_REPETITIONS}")
     parser.add_argument("--threads", type=_positive, metavar="N", help="of torch, OpenMP and BLAS; default: theirs")
     parser.add_argument("--cap", type=float, metavar="SECONDS", help="do not time what takes longer for one call")
