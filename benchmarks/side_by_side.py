@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
@@ -25,15 +25,20 @@ class SideBySide:
 
     Each repetition times every side once and begins one side later than the one before. What counts is the median
     over the repetitions of the ratio of two sides within one repetition. A side of which one call takes longer than
-    `cap` seconds is stopped there and left out: it is in `over_cap`.
+    `cap` seconds is stopped there and left out: it is in `over_cap`. One of `may_fail` that raises an error is left out
+    too: `not_supported` has the error.
     """
 
-    def __init__(self, sides: Mapping[str, Call], clock: Clock, cap: float | None = None) -> None:
+    def __init__(
+        self, sides: Mapping[str, Call], clock: Clock, cap: float | None = None, may_fail: Container[str] = ()
+    ) -> None:
         self.sides = dict(sides)
         self.clock = clock
         self.cap = cap
+        self.may_fail = may_fail
         self.seconds: dict[str, list[float]] = {name: [] for name in sides}
         self.over_cap: list[str] = []
+        self.not_supported: dict[str, str] = {}
 
     def warm_up(self) -> dict[str, Any]:
         """One untimed call of each side; what they return, to be checked before anything is timed."""
@@ -44,6 +49,11 @@ class SideBySide:
                     outputs[name] = self.sides[name]()
             except OverCap:
                 self.over_cap.append(name)
+            except Exception as error:
+                if name not in self.may_fail:
+                    raise
+                self.not_supported[name] = f"{type(error).__name__}: {error}"
+            if name not in outputs:
                 del self.sides[name], self.seconds[name]
         return outputs
 
@@ -65,6 +75,7 @@ class SideBySide:
             "seconds": {name: spread(s) for name, s in self.seconds.items()},
             "ratios": {f"{b}/{a}": spread(self.ratio(b, a)) for a, b in combinations(self.sides, 2)},
             "over_cap": {name: self.cap for name in self.over_cap},
+            "not_supported": self.not_supported,
         }
 
     def ratio(self, side: str, base: str) -> list[float]:
