@@ -60,20 +60,61 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 def smooth_grad_cam_pp(problem: Problem, samples: int = 4, std: float = 0.3) -> Tensor:
     """Smooth Grad-CAM++ `(B, H, W)`, a noisy image after the other; see `fastcam.SmoothGradCAMpp`."""
-    layers = find_layers(problem.net, problem.layer)
+    copies = [problem.x + std * d for d in noise(problem.x, samples)]
+    weights, _ = _smooth_weights(problem, copies)
+    low = (weights * outputs_of(problem)).sum(1).relu()
+    resized = F.interpolate(min_max(low, (1, 2))[:, None], problem.x.shape[2:], mode="bilinear")
+    return min_max(resized[:, 0], (1, 2))
+
+
+def smooth_grad_cam_pp_as_in_torch_cam(problem: Problem, samples: int = 4, std: float = 0.3) -> Tensor:
+    """What torch-cam gives, `(B, h, w)` in [0, 1]: of the last noisy image's activation, noise from its generator."""
+    x = problem.x
+    copies = [x + torch.normal(0.0, std, x.shape).to(x.device) for _ in range(samples)]
+    weights, last = _smooth_weights(problem, copies)
+    return min_max((weights * last).sum(1), (1, 2))
+
+
+def _smooth_weights(problem: Problem, copies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The weights `(B, C, 1, 1)` from the gradients at noisy images, and the activation of the last of these."""
     square: Any = 0
     cube: Any = 0
-    with kept_outputs(layers) as outputs, torch.no_grad():
+    for copy in copies:
+        with kept_outputs(find_layers(problem.net, problem.layer)) as outputs:
+            score = score_of(problem, copy)
+        last = outputs[0][1]
+        (G,) = torch.autograd.grad(score, last)
+        square, cube = square + G**2 / len(copies), cube + G**3 / len(copies)
+    alpha = square / (2 * square + (cube * outputs_of(problem)).sum((2, 3), keepdim=True) + 1e-8)
+    return (alpha * G.relu()).sum((2, 3), keepdim=True), last.detach()
+
+
+def masked_as_in_torch_cam(problem: Problem, method: str, samples: int = 1) -> Tensor:
+    """What torch-cam's ScoreCAM, SSCAM or ISCAM gives, `(B, h, w)` in [0, 1]: its masks are scaled, then resized.
+
+    SSCAM's noise comes, as there, from torch's own generator.
+    """
+    x, A = problem.x, outputs_of(problem)
+    resized = F.interpolate(min_max(A, (2, 3)), x.shape[2:], mode="bilinear", align_corners=False)  # (B, C, H, W)
+    total = torch.zeros(A.shape[:2], device=x.device)
+    for n in range(1, samples + 1):
+        masks = resized
+        if method == "sscam":
+            masks = masks + torch.normal(0.0, 2.0, resized.shape).to(x.device)
+        factor = n * (n + 1) / (2 * samples) if method == "iscam" else 1
+        for b, target in enumerate(problem.targets):
+            for start in range(0, A.shape[1], 32):
+                batch = factor * masks[b, start : start + 32, None] * x[b]
+                with torch.no_grad():
+                    total[b, start : start + 32] += problem.net(batch)[:, target] / samples
+    return min_max((total.softmax(1)[..., None, None] * A).sum(1).relu(), (1, 2))
+
+
+def outputs_of(problem: Problem) -> Tensor:
+    """What the layer gives, `(B, C, h, w)`."""
+    with kept_outputs(find_layers(problem.net, problem.layer)) as outputs, torch.no_grad():
         problem.net(problem.x)
-    A = outputs[0][1]  # (B, C, h, w)
-    for d in noise(problem.x, samples):
-        with kept_outputs(layers) as outputs:
-            score = score_of(problem, problem.x + std * d)
-        (G,) = torch.autograd.grad(score, outputs[0][1])
-        square, cube = square + G**2 / samples, cube + G**3 / samples
-    alpha = square / (2 * square + (cube * A).sum((2, 3), keepdim=True) + 1e-8)
-    weights = (alpha * G.relu()).sum((2, 3), keepdim=True)
-    return finished((weights * A).sum(1), problem.x.shape[2:])
+    return outputs[0][1]
 
 
 def noise(x: Tensor, samples: int) -> Iterator[Tensor]:
@@ -108,9 +149,3 @@ def kept_outputs(modules: Sequence[nn.Module]) -> Iterator[list[tuple[nn.Module,
 def min_max(v: Tensor, dims: tuple[int, ...]) -> Tensor:
     v = v - v.amin(dims, keepdim=True)
     return v / (1e-7 + v.amax(dims, keepdim=True))
-
-
-def finished(low: Tensor, size: Sequence[int]) -> Tensor:
-    """A low map `(B, h, w)` cut at 0, scaled to [0, 1] and resized, `(B, H, W)`."""
-    scaled = min_max(low.relu(), (1, 2)).unsqueeze(1)
-    return min_max(F.interpolate(scaled, tuple(size), mode="bilinear", align_corners=False)[:, 0], (1, 2))
