@@ -16,7 +16,7 @@ import torch
 import fastcam
 from benchmarks.settings import Settings
 
-_PACKAGES = ("torch", "torchvision", "triton", "numpy", "grad-cam", "captum", "flashtorch")
+_PACKAGES = ("torch", "torchvision", "triton", "numpy", "grad-cam", "torchcam", "captum", "flashtorch")
 
 
 def slug(device: str) -> str:

@@ -21,6 +21,21 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int:
     return _peak_on_gpu(call) if device == "cuda" else _peak_on_cpu(call)
 
 
+class Metered:
+    """A call of which the first run is metered: its `peak`, None before, is what `peak_bytes` says."""
+
+    def __init__(self, call: Callable[[], Any], device: str) -> None:
+        self.call, self.device = call, device
+        self.peak: int | None = None
+
+    def __call__(self) -> Any:
+        if self.peak is not None:
+            return self.call()
+        found: list[Any] = []
+        self.peak = peak_bytes(lambda: found.append(self.call()), self.device)
+        return found[0]
+
+
 def _peak_on_gpu(call: Callable[[], Any]) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -10,28 +10,39 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import ResNet, resnet18, resnet50
+from torchvision.models import ResNet, convnext_tiny, efficientnet_b0, resnet18, resnet50, vgg16, vit_b_16
 from torchvision.models.resnet import BasicBlock
+
+_STAGES = ("layer1", "layer2", "layer3", "layer4")  # of a ResNet
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to build a network, the layer to explain, and the side of its input in pixels."""
+    """How to build a network, the layer to explain, several for methods that combine them, and the input's side."""
 
-    build: Callable[[], ResNet]
+    build: Callable[[], nn.Module]
     layer: str = "layer4[-1]"
+    stages: tuple[str, ...] = _STAGES
     size: int = 224
+
+
+def _parts(prefix: str, *places: int, suffix: str = "") -> tuple[str, ...]:
+    return tuple(f"{prefix}[{place}]{suffix}" for place in places)
 
 
 RECIPES = {
     "resnet18": Recipe(resnet18),
     "resnet50": Recipe(resnet50),
+    "vgg16": Recipe(vgg16, "features[-1]", _parts("features", 9, 16, 23, 30)),
+    "efficientnet_b0": Recipe(efficientnet_b0, "features[-1]", _parts("features", 2, 3, 5, 8)),
+    "convnext_tiny": Recipe(convnext_tiny, "features[-1]", _parts("features", 1, 3, 5, 7)),
+    "vit_b_16": Recipe(vit_b_16, "encoder.layers[-1].ln_1", _parts("encoder.layers", 2, 5, 8, 11, suffix=".ln_1")),
     "toy": Recipe(lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10), size=64),
 }
 
 
 @cache
-def network(name: str, device: str) -> ResNet:
+def network(name: str, device: str) -> nn.Module:
     """A network in evaluation mode. Random weights; statistics and head calibrated on images as `images` makes them."""
     recipe = RECIPES[name]
     torch.manual_seed(0)
@@ -41,19 +52,23 @@ def network(name: str, device: str) -> ResNet:
 
 
 @torch.no_grad()
-def calibrate(net: ResNet, x: Tensor) -> None:
-    """Batch-norm statistics from one pass in training mode; logits of mean 0 and deviation 1 over the images."""
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+def calibrate(net: nn.Module, x: Tensor) -> None:
+    """Batch-norm statistics from one pass over the images; logits of mean 0 and deviation 1 over them."""
+    norms = [m for m in net.eval().modules() if isinstance(m, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.0
-    net.train()(x)
+        norm.train().momentum = 1.0
+    if norms:
+        net(x)
     for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
-    logits = net.eval()(x)  # (B, K)
+        norm.eval().momentum = momentum
+    head = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+    if not head.weight.any():  # as torchvision leaves that of a vision transformer
+        head.reset_parameters()
+    logits = net(x)  # (B, K)
     deviation = (logits - logits.mean(0)).std()
-    net.fc.bias.sub_(logits.mean(0)).div_(deviation)
-    net.fc.weight.div_(deviation)
+    head.bias.sub_(logits.mean(0)).div_(deviation)
+    head.weight.div_(deviation)
 
 
 def images(count: int, size: int, seed: int = 0) -> Tensor:

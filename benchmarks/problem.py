@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,10 +15,10 @@ from benchmarks.models import RECIPES, images, network, predicted
 
 @dataclass(frozen=True)
 class Problem:
-    """What is explained: a network, its layer, a batch of images and the class of each."""
+    """What is explained: a network, its layer or several, a batch of images and the class of each."""
 
     net: nn.Module
-    layer: str
+    layer: str | Sequence[str]
     x: Tensor
     targets: list[int]
 
@@ -30,7 +30,13 @@ class Problem:
 
     def copied(self) -> Problem:
         """The same with a network of its own: hooks and gradients that one side leaves in it touch no other."""
-        return Problem(copy.deepcopy(self.net), self.layer, self.x, self.targets)
+        return replace(self, net=copy.deepcopy(self.net))
+
+    def cast(self, dtype: torch.dtype) -> Problem:
+        """The same classes explained with network and images of another type; itself where they have that type."""
+        if self.x.dtype == dtype:
+            return self
+        return replace(self, net=copy.deepcopy(self.net).to(dtype), x=self.x.to(dtype))
 
 
 def forward(problem: Problem) -> Callable[[], Tensor]:

@@ -15,7 +15,7 @@ import torch
 from benchmarks import report
 from benchmarks.machine import describe, slug
 from benchmarks.settings import Settings
-from fastcam.methods import METHODS
+from fastcam.methods import ATTENTION, METHODS
 from fastcam.visualize import SALIENCY
 
 ROOT = Path(__file__).parent.parent
@@ -128,7 +128,7 @@ def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
         return "there is no GPU here"
     if not cases:
         return "operators are measured on a GPU only"
-    known = [*METHODS, *SALIENCY]
+    known = [*METHODS, *ATTENTION, *SALIENCY]
     if "toolbox" in cases:
         from benchmarks.bench_toolbox import CASES as toolbox
 

@@ -11,14 +11,15 @@ from typing import Any
 # What can be asked for by name: a part with all its cases, or a case alone, which is a file `bench_<case>.py`.
 PARTS = {"methods": ("methods", "perturbation", "toolbox", "inside"), "operators": ("operators",)}
 CASES = tuple(case for cases in PARTS.values() for case in cases)
-MODELS = ("resnet18", "resnet50")  # "toy" is for the tests
+MODELS = ("resnet18", "resnet50", "vgg16", "efficientnet_b0", "convnext_tiny", "vit_b_16")  # "toy" is for the tests
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
+DTYPES = {"cpu": ("float32",), "cuda": ("float32", "bfloat16")}
 RECORDED_REPETITIONS = 7
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. Empty `batches` and `methods` stand for all of them.
+    """One run. Empty `batches`, `methods` and `dtypes` stand for all of them.
 
     set_name     the named set this is, as recorded
     cap          in seconds: a side of which one call takes longer is not timed, and the results say so
@@ -31,6 +32,7 @@ class Settings:
     models: tuple[str, ...] = MODELS
     batches: tuple[int, ...] = ()
     methods: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
     repetitions: int = RECORDED_REPETITIONS
     threads: int | None = None
     cap: float = 30.0
@@ -46,6 +48,9 @@ class Settings:
 
     def batches_on(self, device: str) -> tuple[int, ...]:
         return self.batches or BATCHES[device]
+
+    def dtypes_on(self, device: str) -> tuple[str, ...]:
+        return self.dtypes or DTYPES[device]
 
     def chosen(self, methods: Iterable[str]) -> list[str]:
         """Those of `methods` that are wanted, in their order."""
@@ -86,7 +91,7 @@ def parse(arguments: list[str]) -> Settings:
     if asked := said.pop("asked"):
         named = [case for name in asked for case in PARTS.get(name, (name,))]
         said["cases"] = tuple(case for case in CASES if case in named)
-    return replace(base, **said, whole=not {"batches", "methods"} & said.keys())
+    return replace(base, **said, whole=not {"batches", "methods", "dtypes"} & said.keys())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Measure fastcam against grad-cam and the forward pass. `report` as the first word writes the "
         "README's tables from the recorded runs. Every case is written to a file of its own, for each model; one "
-        f"narrowed down by --batch or --method, or of fewer than {RECORDED_REPETITIONS} repetitions, only with --out.",
+        "narrowed down by --batch, --method or --dtype, or of fewer than "
+        f"{RECORDED_REPETITIONS} repetitions, only with --out.",
     )
     names = dict.fromkeys([*PARTS, *CASES])
     parser.add_argument(
@@ -111,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method", dest="methods", action="append", metavar="NAME", help="repeatable; as in the command line"
     )
+    parser.add_argument("--dtype", dest="dtypes", choices=DTYPES["cuda"], action="append", help="repeatable")
     parser.add_argument("--repetitions", type=_repetitions, metavar="N", help=f"default: {RECORDED_REPETITIONS}")
     parser.add_argument("--threads", type=_positive, metavar="N", help="of torch, OpenMP and BLAS; default: theirs")
     parser.add_argument("--cap", type=float, metavar="SECONDS", help="do not time what takes longer for one call")

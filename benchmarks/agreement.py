@@ -1,0 +1,147 @@
+"""Whether the outputs that a case times are right: each side's beside fastcam's, scaled alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import rewritten
+from benchmarks.own_ways import OWN_WAYS, way
+from benchmarks.problem import Problem
+from fastcam import ops
+from fastcam.methods import ATTENTION, METHODS
+from fastcam.visualize import SALIENCY
+
+TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}  # of finished maps in [0, 1], of gradients over their largest; TF32 is off
+# FEM counts positions above a threshold: one within rounding of it moves its channel's weight by 1 / (h w).
+WIDER = {"fem": 1e-2}
+SIGNLESS = ("eigencam", "eigengradcam")  # a principal component has no sign of its own
+FEW = 4  # images, where fastcam is compared with itself in fp64, or ranks are compared
+ALIKE = 0.8  # of a rank correlation: in bf16 with fp32, of two draws of noise
+
+Pair = tuple[np.ndarray, np.ndarray]  # what a side gave, and what it should have
+
+
+def check(
+    problem: Problem, method: str, outputs: Mapping[str, Any], tolerance: float, single: np.ndarray | None = None
+) -> dict[str, Any]:
+    """How far each side's output is from what it should be, as entries of a row; AssertionError if it is too far.
+
+    problem   in fp32, whatever the outputs are in
+    single    for outputs in bf16, what fastcam gives in fp32
+    In fp32 the others' outputs are compared with fastcam's; where none of them does the same thing, fastcam's with fp64
+    or with a network rewritten by hand. In bf16 each one is compared with what it is in fp32.
+    """
+    given = {side: as_numpy(value) for side, value in outputs.items() if side != "forward"}
+    ours = given.pop("fastcam") if single is None else single
+    if method not in SALIENCY and not (ours.max(axis=(1, 2)) > 0.5).mean() >= 0.5:
+        raise AssertionError("most of the maps are empty: comparing them says nothing")
+    own_noise = {"torch-cam"} & given.keys() if method == "smoothgradcam++" else set()
+    pairs = {side: pair(problem, method, side, value, ours) for side, value in given.items() if side not in own_noise}
+    if single is None and not any(expected is ours for _, expected in pairs.values()):
+        expected = independent(problem, method)
+        pairs["fastcam"] = (ours[: len(expected)], expected)
+    row: dict[str, Any] = {"differences": {side: difference(method, *p) for side, p in pairs.items()}}
+    row["difference"] = max(row["differences"].values())
+    if notes := {side: OWN_WAYS[side, method][1] for side in given if (side, method) in OWN_WAYS}:
+        row["notes"] = notes
+    if own_noise:
+        row["likeness"] = likeness(problem, given["torch-cam"], ours)
+    if single is not None:
+        row["rank_correlation"] = ranks = {side: rank_correlation(*p) for side, p in pairs.items()}
+        if not ranks["fastcam"] >= ALIKE:
+            raise AssertionError(f"{method} ranks otherwise than in fp32: {ranks}")
+    elif not row["difference"] <= WIDER.get(method, tolerance):
+        raise AssertionError(f"{method} differs by {row['differences']}, more than {WIDER.get(method, tolerance):.0e}")
+    return row
+
+
+def pair(problem: Problem, method: str, side: str, given: np.ndarray, ours: np.ndarray) -> Pair:
+    """What a side gave and what it should have, in the same scale and size."""
+    if own := way(side, method):
+        return given, own(problem)
+    if side == "grad-cam" and method in SIGNLESS:
+        return given, nearest_sign(problem, method, given)
+    if side in ("torch-cam", "captum") and method not in SALIENCY:  # low maps
+        return finished(given, problem.x.shape[2:]), ours
+    return given, ours
+
+
+def independent(problem: Problem, method: str) -> np.ndarray:
+    """A gradient of the network rewritten by hand; maps of the first images by the method itself in fp64."""
+    if method in SIGNLESS:
+        return signed(problem, method)[0]
+    if method not in SALIENCY:
+        copied = problem.copied()
+        cam = {**METHODS, **ATTENTION}[method](copied.net.double(), copied.layer)
+        return as_numpy(cam.attribute(copied.x[:FEW].double(), copied.targets[:FEW]))
+    gradient = rewritten.gradient(problem, SALIENCY[method].rule)
+    if method == "inputxgradient":
+        gradient *= as_numpy(problem.x)
+    if method == "guidedgradcam":
+        gradient *= METHODS["gradcam"](problem.net, problem.layer)(problem.x, problem.targets)[:, None]
+    return gradient
+
+
+def finished(low: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Low maps `(B, h, w)` or `(B, 1, h, w)` as a call of fastcam finishes them."""
+    return as_numpy(ops.finish([torch.from_numpy(low).view(len(low), 1, *low.shape[-2:])], size))
+
+
+def signed(problem: Problem, method: str) -> Pair:
+    """The finished maps of fastcam's principal component, and of its opposite."""
+    cam = METHODS[method](problem.net, problem.layer)
+    low = cam.attribute(problem.x, problem.targets, normalize=False, size=None).cpu().unsqueeze(1)  # (B, 1, h, w)
+    same, opposite = (as_numpy(ops.finish([m], problem.x.shape[2:])) for m in (low, -low))
+    return same, opposite
+
+
+def nearest_sign(problem: Problem, method: str, reference: np.ndarray) -> np.ndarray:
+    """For each image the one of `signed` that the reference is nearer to."""
+    both = np.stack(signed(problem, method))  # (2, B, H, W)
+    distance = np.abs(both - reference).max(axis=(2, 3))
+    return both[distance.argmin(axis=0), np.arange(len(reference))]
+
+
+def difference_up_to_sign(problem: Problem, method: str, maps: np.ndarray, reference: np.ndarray) -> float:
+    """The reference must be the map of the signed component or of its opposite; the timed map that of the former."""
+    same, opposite = signed(problem, method)
+    both = np.stack([np.abs(reference - m).max(axis=(1, 2)) for m in (same, opposite)])  # (2, B)
+    return float(max(both.min(axis=0).max(), np.abs(maps - same).max()))
+
+
+def likeness(problem: Problem, theirs: np.ndarray, ours: np.ndarray) -> float:
+    """The rank correlation of two methods' maps that draw their own noise; it must come near that of two draws."""
+    found = rank_correlation(finished(theirs, problem.x.shape[2:]), ours)
+    again = METHODS["smoothgradcam++"](problem.net, problem.layer, seed=1)(problem.x[:FEW], problem.targets[:FEW])
+    usual = rank_correlation(again, ours[:FEW])
+    if not found >= ALIKE * usual > 0:
+        raise AssertionError(
+            f"Smooth Grad-CAM++ ranks like torch-cam's by {found:.3f}, with other noise by {usual:.3f}"
+        )
+    return found
+
+
+def difference(method: str, got: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference; of gradients, which have a unit of their own, over the largest value."""
+    apart = float(np.abs(got - expected).max())
+    return apart / float(np.abs(expected).max()) if method in SALIENCY else apart
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, the lowest over the first images of `(B, ...)`."""
+    return min(float(np.corrcoef(_ranks(p), _ranks(q))[0, 1]) for p, q in zip(a[:FEW], b[:FEW], strict=True))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value, equal ones sharing theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - counts / 2)[places.ravel()]
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    return value.detach().float().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)

@@ -1,0 +1,93 @@
+"""What a peer gives where it does something else than fastcam under the same name, from activations and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.problem import Problem
+from fastcam import ops
+from fastcam.layers import find_layers
+from fastcam.methods import METHODS
+from fastcam.record import record
+from fastcam.targets import scores
+from fastcam.visualize import SALIENCY
+
+COMPARED = 3  # classes, in Finer-CAM
+
+
+def cam(problem: Problem) -> Tensor:
+    return min_max(_low(problem, "cam", problem.targets))
+
+
+def grad_cam_plus_plus(problem: Problem) -> Tensor:
+    (low,) = _plus_plus(problem)
+    return low
+
+
+def finer_cam(problem: Problem) -> Tensor:
+    def target(c: int) -> Callable[[Tensor], Tensor]:
+        def contrast(y: Tensor) -> Tensor:
+            distance = (y.detach() - y.detach()[c]).abs()
+            distance[c] = torch.inf
+            return y[c] - y[distance.topk(COMPARED, largest=False).indices].mean()
+
+        return contrast
+
+    return min_max(_low(problem, "gradcam", [target(c) for c in problem.targets]).relu())
+
+
+def refine_cam(problem: Problem) -> Tensor:
+    lows = _plus_plus(problem)
+    size = max((low.shape[1:] for low in lows), key=torch.Size.numel)
+    return min_max(torch.stack([F.interpolate(low[:, None], size, mode="bilinear")[:, 0] for low in lows]).prod(0))
+
+
+def guided_grad_cam(problem: Problem) -> Tensor:
+    low = _low(problem, "gradcam", problem.targets).relu()
+    maps = ops.resize(low, problem.x.shape[2:])
+    return SALIENCY["guidedbackprop"](problem.net).attribute(problem.x, problem.targets) * maps[:, None]
+
+
+# What a side gives for a method, and how that differs from fastcam's.
+OWN_WAYS: dict[tuple[str, str], tuple[Callable[[Problem], Tensor], str]] = {
+    ("torch-cam", "cam"): (cam, "no ReLU: negative values are low ones"),
+    ("torch-cam", "gradcam++"): (grad_cam_plus_plus, "w = sum G² relu(G): its division by a is lost in a copy"),
+    ("torch-cam", "finercam"): (finer_cam, "the compared classes count alike"),
+    ("torch-cam", "refinecam"): (refine_cam, "of its Grad-CAM++, multiplied at the size of the largest layer"),
+    ("captum", "guidedgradcam"): (guided_grad_cam, "Grad-CAM's map in its own unit"),
+}
+
+
+def way(side: str, method: str) -> Callable[[Problem], np.ndarray] | None:
+    """What gives the side's own result, in numpy; None where it does what fastcam does."""
+    if (side, method) not in OWN_WAYS:
+        return None
+    return lambda problem: OWN_WAYS[side, method][0](problem).float().cpu().numpy()
+
+
+def min_max(low: Tensor) -> Tensor:
+    """`(B, h, w)` to [0, 1]."""
+    low = low - low.amin((1, 2), keepdim=True)
+    return low / (low.amax((1, 2), keepdim=True) + 1e-8)
+
+
+def _low(problem: Problem, method: str, targets: Any) -> Tensor:
+    return METHODS[method](problem.net, problem.layer).attribute(problem.x, targets, normalize=False, size=None)
+
+
+def _plus_plus(problem: Problem) -> list[Tensor]:
+    """The map of each layer with weights w_c = sum_ij G² relu(G), `(B, h, w)` in [0, 1]."""
+    example = METHODS["gradcam"](problem.net, problem.layer)  # which knows how tokens lie in space
+    with record(problem.net, find_layers(problem.net, problem.layer), problem.x) as run:
+        with torch.enable_grad():
+            score = scores(run.output, problem.targets, len(problem.x))
+        gradients = example.spatial(run, run.gradients(score, keep_graph=False))
+        activations = example.spatial(run, run.activations)
+    weights = [(G.pow(2) * G.relu()).sum((2, 3), keepdim=True) for G in gradients]
+    return [min_max((w * A).sum(1).relu()) for w, A in zip(weights, activations, strict=True)]
