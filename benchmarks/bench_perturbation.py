@@ -18,6 +18,7 @@ from benchmarks import agreement, definitions, peers
 from benchmarks.agreement import TOLERANCE, as_numpy
 from benchmarks.memory import Metered, peak_bytes
 from benchmarks.problem import Problem, forward
+from benchmarks.rows import memory, timed
 from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import SideBySide, wall_clock
@@ -61,7 +62,7 @@ def bench_perturbation(
     single = Problem.of(model, batch, device)
     problem = single.cast(getattr(torch, dtype))
     row.update(batch=batch, method=named(method), dtype=dtype)
-    calls = {name: Metered(call, device) for name, call in sides(problem, method).items()}
+    calls = {name: Metered(c, device) if name != PASSES else c for name, c in sides(problem, method).items()}
     comparison = SideBySide(calls, wall_clock(device), settings.cap, may_fail=peers.PACKAGES)
     outputs = comparison.warm_up()
     if "fastcam" not in outputs:
@@ -69,15 +70,10 @@ def bench_perturbation(
     row.update(check(single, method, outputs, TOLERANCE[device], reduced=problem is not single))
     del outputs
     gc.collect()  # grad-cam's objects are in cycles with its hooks
-    row.update(comparison.run(benchmark, settings.repetitions))
-    row["images_per_second"] = {name: batch / spread["median"] for name, spread in row["seconds"].items()}
-    row["memory"] = {name: calls[name].peak for name in comparison.sides if name != PASSES}
+    row.update(timed(benchmark, comparison, settings.repetitions, batch))
     if issubclass(METHODS[method], PerturbationCAM):
         gc.collect()
         row.update(of_full_batches(problem, method, device, row["memory"]))
-    row["memory_ratios"] = {
-        f"{name}/forward": size / row["memory"]["forward"] for name, size in row["memory"].items() if name != "forward"
-    }
 
 
 def named(method: str) -> str:
@@ -130,8 +126,8 @@ def masked_passes(problem: Problem) -> Callable[[], None]:
     return passes
 
 
-def of_full_batches(problem: Problem, method: str, device: str, memory: dict[str, int]) -> dict[str, Any]:
-    """Peak bytes of the forward pass of 32 images and of fastcam at batch size 32, in place of those of the timed calls.
+def of_full_batches(problem: Problem, method: str, device: str, peaks: dict[str, int]) -> dict[str, Any]:
+    """Peak bytes of the forward pass of 32 images and of fastcam at batch size 32, in place of the timed calls'.
 
     Images of a replay are 32 too: their rows are so few that those of one would not fill a batch.
     """
@@ -143,7 +139,7 @@ def of_full_batches(problem: Problem, method: str, device: str, memory: dict[str
         "forward": peak_bytes(partial(torch.no_grad()(problem.net), rows), device),
         "fastcam": peak_bytes(ours(measured, method, batch_size=ROWS), device),
     }
-    return {"memory": {**memory, **found}, "memory_images": len(measured.x)}
+    return {**memory({**peaks, **found}), "memory_images": len(measured.x)}
 
 
 def check(

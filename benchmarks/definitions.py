@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +31,8 @@ def full_grad(problem: Problem, method: str) -> Tensor:
     for copy in copies:
         gradients, biases = full_gradients(problem, copy)
         image = image + copy * gradients[0] / len(copies)
-        layers = [n + g / len(copies) for n, g in zip(layers or [0] * len(biases), gradients[1:], strict=True)]
+        shares = [g / len(copies) for g in gradients[1:]]
+        layers = [n + g for n, g in zip(layers, shares, strict=True)] if layers else shares
     if method == "smoothfullgrad":
         image = image.sum(1, keepdim=True)
     if method != "simplefullgrad":
@@ -87,6 +89,15 @@ def _smooth_weights(problem: Problem, copies: Sequence[Tensor]) -> tuple[Tensor,
         square, cube = square + G**2 / len(copies), cube + G**3 / len(copies)
     alpha = square / (2 * square + (cube * outputs_of(problem)).sum((2, 3), keepdim=True) + 1e-8)
     return (alpha * G.relu()).sum((2, 3), keepdim=True), last.detach()
+
+
+def integrated_gradients(problem: Problem, steps: int = 50) -> Tensor:
+    """x times the mean gradient on the way from 0 to x `(B, k, H, W)`, by the quadrature of Gauss and Legendre."""
+    total = torch.zeros_like(problem.x)
+    for at, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):  # on [-1, 1]
+        point = ((at + 1) / 2 * problem.x).requires_grad_()
+        total += weight / 2 * torch.autograd.grad(score_of(problem, point), point)[0]
+    return problem.x * total
 
 
 def masked_as_in_torch_cam(problem: Problem, method: str, samples: int = 1) -> Tensor:
