@@ -45,9 +45,10 @@ RECIPES = {
 def network(name: str, device: str) -> nn.Module:
     """A network in evaluation mode. Random weights; statistics and head calibrated on images as `images` makes them."""
     recipe = RECIPES[name]
-    torch.manual_seed(0)
-    net = recipe.build()
-    calibrate(net, images(16, recipe.size, seed=1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = recipe.build()
+        calibrate(net, images(16, recipe.size, seed=1))
     return net.eval().to(device)
 
 

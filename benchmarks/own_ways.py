@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import peers
 from benchmarks.problem import Problem
 from fastcam import ops
 from fastcam.layers import find_layers
@@ -48,6 +50,20 @@ def refine_cam(problem: Problem) -> Tensor:
     return min_max(torch.stack([F.interpolate(low[:, None], size, mode="bilinear")[:, 0] for low in lows]).prod(0))
 
 
+def smooth_grad_cam_plus_plus(problem: Problem) -> Tensor:
+    """Weights as in `fastcam.SmoothGradCAMpp`, for the activations of the last noisy image, and noise for each image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(peers.SEED)
+        noise = [torch.distributions.Normal(0, 0.3).sample(problem.x.shape) for _ in range(4)]
+    ((A, _),) = gradients(problem)
+    noisy = [replace(problem, x=problem.x + n.to(problem.x.device)) for n in noise]
+    found = [gradients(p)[0] for p in noisy]
+    square, cube = (sum(G**p for _, G in found) / len(found) for p in (2, 3))
+    alpha = square / (2 * square + (cube * A).sum((2, 3), keepdim=True) + 1e-8)
+    last, G = found[-1]
+    return min_max(((alpha * G.relu()).sum((2, 3), keepdim=True) * last).sum(1).relu())
+
+
 def guided_grad_cam(problem: Problem) -> Tensor:
     low = _low(problem, "gradcam", problem.targets).relu()
     maps = ops.resize(low, problem.x.shape[2:])
@@ -58,6 +74,10 @@ def guided_grad_cam(problem: Problem) -> Tensor:
 OWN_WAYS: dict[tuple[str, str], tuple[Callable[[Problem], Tensor], str]] = {
     ("torch-cam", "cam"): (cam, "no ReLU: negative values are low ones"),
     ("torch-cam", "gradcam++"): (grad_cam_plus_plus, "w = sum G² relu(G): its division by a is lost in a copy"),
+    ("torch-cam", "smoothgradcam++"): (
+        smooth_grad_cam_plus_plus,
+        "the activations are the last noisy image's, the noise differs from image to image",
+    ),
     ("torch-cam", "finercam"): (finer_cam, "the compared classes count alike"),
     ("torch-cam", "refinecam"): (refine_cam, "of its Grad-CAM++, multiplied at the size of the largest layer"),
     ("captum", "guidedgradcam"): (guided_grad_cam, "Grad-CAM's map in its own unit"),
@@ -83,11 +103,15 @@ def _low(problem: Problem, method: str, targets: Any) -> Tensor:
 
 def _plus_plus(problem: Problem) -> list[Tensor]:
     """The map of each layer with weights w_c = sum_ij G² relu(G), `(B, h, w)` in [0, 1]."""
+    weighted = [(G.pow(2) * G.relu()).sum((2, 3), keepdim=True) * A for A, G in gradients(problem)]
+    return [min_max(t.sum(1).relu()) for t in weighted]
+
+
+def gradients(problem: Problem) -> list[tuple[Tensor, Tensor]]:
+    """The activation of each layer and the gradient of the images' scores in it, `(B, C, h, w)`."""
     example = METHODS["gradcam"](problem.net, problem.layer)  # which knows how tokens lie in space
     with record(problem.net, find_layers(problem.net, problem.layer), problem.x) as run:
         with torch.enable_grad():
             score = scores(run.output, problem.targets, len(problem.x))
-        gradients = example.spatial(run, run.gradients(score, keep_graph=False))
-        activations = example.spatial(run, run.activations)
-    weights = [(G.pow(2) * G.relu()).sum((2, 3), keepdim=True) for G in gradients]
-    return [min_max((w * A).sum(1).relu()) for w, A in zip(weights, activations, strict=True)]
+        found = example.spatial(run, run.gradients(score, keep_graph=False))
+        return list(zip(example.spatial(run, run.activations), found, strict=True))

@@ -25,6 +25,7 @@ from fastcam.methods import METHODS
 
 Call = Callable[[], Any]
 
+SEED = 0  # of a peer's noise
 PACKAGES = {"grad-cam": "pytorch_grad_cam", "torch-cam": "torchcam.methods", "captum": "captum.attr"}
 TORCH_CAM = {
     **{"cam": "CAM", "gradcam": "GradCAM", "gradcam++": "GradCAMpp", "smoothgradcam++": "SmoothGradCAMpp"},
@@ -50,14 +51,15 @@ def calls(problem: Problem, method: str, **options: Any) -> dict[str, Call]:
 
     method    as in `fastcam.methods.METHODS` and `fastcam.visualize.SALIENCY`
     options   by fastcam's names: `batch_size`, `samples`, `num_samples`, `num_scales`
-    What a peer sets up is set up within its first call, where its errors come too.
+    What a peer sets up, but for its copy of the network, is set up within its first call, where its errors come too.
     """
     makers = {"grad-cam": _grad_cam, "torch-cam": _torch_cam, "captum": _captum}
-    return {
-        side: lazily(partial(makers[side], problem, method, **{**SAME_AS_OURS.get((side, method), {}), **options}))
-        for side in having(method)
-        if side not in left_out(problem, method)
-    }
+    found = {}
+    for side in having(method):
+        if side not in left_out(problem, method):
+            settings = {**SAME_AS_OURS.get((side, method), {}), **options}
+            found[side] = lazily(partial(makers[side], problem.copied(), method, **settings))
+    return found
 
 
 def having(method: str) -> list[str]:
@@ -101,7 +103,6 @@ def _grad_cam(problem: Problem, method: str, **options: Any) -> Call:
     package = importlib.import_module(PACKAGES["grad-cam"])
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    problem = problem.copied()
     if method == "guidedbackprop":
         guided = package.GuidedBackpropReLUModel(problem.net, problem.x.device)
         # The copied image, since grad-cam adds to its gradient.
@@ -120,7 +121,6 @@ def _grad_cam(problem: Problem, method: str, **options: Any) -> Call:
 
 
 def _torch_cam(problem: Problem, method: str, **options: Any) -> Call:
-    problem = problem.copied()
     if "samples" in options:
         options["num_samples"] = options.pop("samples")
     if (reshape := reshape_of(problem)) is not None:
@@ -129,8 +129,11 @@ def _torch_cam(problem: Problem, method: str, **options: Any) -> Call:
     cls = getattr(importlib.import_module(PACKAGES["torch-cam"]), TORCH_CAM[method])
     cam = cls(problem.net, layers if len(layers) > 1 else layers[0], **options)
     differentiated = method not in ("cam", "smoothgradcam++", "scorecam", "sscam", "iscam")  # the run that it is given
+    noisy = method in ("smoothgradcam++", "sscam")
 
     def call() -> Tensor:
+        if noisy:  # drawn from torch's own generator: the same draws in each call, so that the result can be checked
+            torch.manual_seed(SEED)
         with torch.set_grad_enabled(differentiated):
             scores = problem.net(problem.x)
         (maps,) = cam(problem.targets, scores)
@@ -141,7 +144,6 @@ def _torch_cam(problem: Problem, method: str, **options: Any) -> Call:
 
 def _captum(problem: Problem, method: str, **options: Any) -> Call:
     package = importlib.import_module(PACKAGES["captum"])
-    problem = problem.copied()
     net, x = problem.net, problem.x
     targets = torch.tensor(problem.targets, device=x.device)
     if method == "smoothgrad":

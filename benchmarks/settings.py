@@ -61,18 +61,20 @@ SETS = {
     "gpu-short": Settings(
         device="cuda",
         models=("resnet50",),
-        batches=(1, 32, 256),
-        methods=("gradcam", "gradcam++", "layercam", "eigencam", "eigengradcam"),
+        methods=(
+            *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam"),
+            *("eigencam", "eigengradcam", "saliency"),
+        ),
         cap=5.0,
         set_name="gpu-short",
-        cases=("methods", "operators"),
+        cases=tuple(case for case in CASES if case in ("methods", "operators", "launches")),
     ),
     "gpu-perturbation": Settings(
         device="cuda",
         cases=("perturbation",),
         models=("resnet50",),
-        methods=("ablationcam", "scorecam"),
-        cap=60.0,
+        methods=("ablationcam", "scorecam", "fullgrad", "sess"),
+        cap=20.0,  # in each case, so that ten minutes suffice
         set_name="gpu-perturbation",
     ),
 }
@@ -109,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set",
         choices=SETS,
-        help="a named selection; gpu-short: what matters most, in 8 minutes; gpu-perturbation: ScoreCAM, AblationCAM",
+        help="a named selection; gpu-short: what matters most, in 8 minutes; gpu-perturbation: ScoreCAM and its like",
     )
     parser.add_argument("--device", choices=tuple(BATCHES), help="default: cuda where there is one")
     parser.add_argument("--model", dest="models", choices=(*MODELS, "toy"), action="append", help="repeatable")

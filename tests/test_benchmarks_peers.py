@@ -1,0 +1,232 @@
+"""The methods of one pass beside their peers: that each output is checked, and that a wrong one is found."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import VisionTransformer
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks import agreement, bench_methods, memory, models, peers, rewritten, settings, side_by_side  # noqa: E402
+from benchmarks.problem import Problem  # noqa: E402
+from fastcam.layers import find_layers  # noqa: E402
+
+sys.path.remove(str(ROOT))
+
+STAGES = ("layer1[-1]", "layer2[-1]")
+METHODS = (
+    *("gradcam", "gradcam++", "layercam", "eigencam", "cam", "fem", "finercam", "refinecam", "smoothgradcam++"),
+    *("saliency", "inputxgradient", "guidedbackprop", "deconvnet", "guidedgradcam", "randomcam"),
+)
+
+
+class Rounds:
+    """Stands in for the pytest-benchmark fixture, which xdist disables."""
+
+    def pedantic(self, target, rounds, iterations):
+        for _ in range(rounds * iterations):
+            target()
+
+
+@pytest.fixture(autouse=True)
+def _random_state():
+    state = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    np.random.set_state(state)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return Problem.of("toy", 2, "cpu")
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=7)
+    x = models.images(2, 32)
+    models.calibrate(net, models.images(16, 32, seed=1))
+    return Problem(net, "encoder.layers[-1].ln_1", x, models.predicted(net, x))
+
+
+def fine(problem, method):
+    """The problem at layers whose maps have more than four positions, where the method allows."""
+    layers = {"refinecam": STAGES, "cam": "layer4[-1]"}
+    return replace(problem, layer=layers.get(method, "layer2[-1]"))
+
+
+def outputs_of(problem, method):
+    return {side: call() for side, call in bench_methods.sides(problem, method).items()}
+
+
+@pytest.mark.filterwarnings("ignore:Setting backward hooks")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_output_is_checked(toy, method):
+    problem = fine(toy, method)
+    outputs = outputs_of(problem, method)
+    row = agreement.check(problem, method, outputs, 1e-4)
+    assert row["difference"] == max(row["differences"].values()) <= 1e-4
+    assert set(outputs) == {"forward", "fastcam", *peers.calls(problem, method)}
+    for side in outputs.keys() - {"forward"}:
+        wrong = {**outputs, side: outputs[side] * 0.5 + 0.1 * abs(outputs[side]).max()}
+        if side in ("torch-cam", "captum") and "torch-cam" not in row.get("notes", ()):  # in whatever unit
+            wrong[side] = outputs[side].flip(-1)
+        with pytest.raises(AssertionError, match="differs by"):
+            agreement.check(problem, method, wrong, 1e-4)
+
+
+@pytest.mark.parametrize("method", ["saliency", "inputxgradient", "guidedbackprop", "deconvnet", "guidedgradcam"])
+def test_without_peers_gradients_are_those_of_a_rewritten_network(toy, method):
+    problem = fine(toy, method)
+    gradient = bench_methods.ours(problem.copied(), method)()
+    assert agreement.check(problem, method, {"fastcam": gradient}, 1e-4)["differences"]["fastcam"] < 1e-4
+    with pytest.raises(AssertionError, match=f"{method} differs by"):
+        agreement.check(problem, method, {"fastcam": gradient * 1.01}, 1e-4)
+
+
+def test_the_rewritten_network_has_other_rules(toy):
+    plain, guided, deconvolved = (rewritten.gradient(toy, rule) for rule in (None, "guided", "deconvolve"))
+    assert not np.allclose(plain, guided, rtol=0.1) and not np.allclose(guided, deconvolved, rtol=0.1)
+
+
+def test_empty_maps_are_no_evidence(toy):
+    empty = {"fastcam": np.zeros((2, 64, 64), np.float32), "grad-cam": np.zeros((2, 64, 64), np.float32)}
+    with pytest.raises(AssertionError, match="empty"):
+        agreement.check(toy, "gradcam", empty, 1e-4)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "xgradcam", "layercam", "legrad"])
+def test_tokens_are_laid_out_for_every_peer(tokens, method):
+    outputs = outputs_of(tokens, method)
+    assert "captum" not in outputs
+    assert agreement.check(tokens, method, outputs, 1e-4)["difference"] <= 1e-4
+    reasons = peers.left_out(tokens, method)
+    assert reasons == ({"captum": "takes tokens for channels"} if method == "gradcam" else {}) or not has("captum")
+
+
+def has(side):
+    return peers.installed(side)
+
+
+def test_what_cannot_be_asked_has_its_reason(toy):
+    assert "first image" in peers.left_out(toy, "guidedbackprop")["grad-cam"]
+    assert not peers.left_out(replace(toy, x=toy.x[:1]), "guidedbackprop")
+    assert "grad-cam" not in peers.calls(toy, "guidedbackprop")
+
+
+def test_a_side_whose_package_is_not_here_is_absent(toy, monkeypatch):
+    monkeypatch.setattr(peers, "installed", lambda side: side == "grad-cam")
+    assert list(peers.calls(toy, "gradcam")) == ["grad-cam"] and not peers.calls(toy, "saliency")
+
+
+def test_options_have_one_name_for_all(toy):
+    for side, call in peers.calls(fine(toy, "scorecam"), "scorecam", batch_size=64).items():
+        assert call().shape[0] == 2, side
+    if has("torch-cam"):
+        (call,) = peers.calls(toy, "smoothgradcam++", num_samples=1).values()
+        assert call().shape == (2, 2, 2)
+
+
+def test_a_peers_error_is_kept_and_our_own_raised():
+    def broken():
+        raise TypeError("no such type")
+
+    clock = side_by_side.wall_clock("cpu")
+    comparison = side_by_side.SideBySide({"fastcam": lambda: 1, "captum": broken}, clock, may_fail=peers.PACKAGES)
+    assert comparison.warm_up() == {"fastcam": 1}
+    assert comparison.run(Rounds(), 2)["not_supported"] == {"captum": "TypeError: no such type"}
+    with pytest.raises(TypeError, match="no such type"):
+        side_by_side.SideBySide({"fastcam": broken}, clock, may_fail=peers.PACKAGES).warm_up()
+
+
+def test_half_precision_is_compared_with_single(toy):
+    single = fine(toy, "gradcam")
+    half = single.cast(torch.bfloat16)
+    assert half.net.fc.weight.dtype == half.x.dtype == torch.bfloat16 != single.net.fc.weight.dtype
+    assert single.cast(torch.float32) is single
+    calls = bench_methods.sides(half, "gradcam")
+    comparison = side_by_side.SideBySide(calls, side_by_side.wall_clock("cpu"), may_fail=peers.PACKAGES)
+    outputs = comparison.warm_up()
+    assert "BFloat16" in comparison.not_supported["grad-cam"]
+    exact = bench_methods.ours(single.copied(), "gradcam")()
+    row = agreement.check(single, "gradcam", outputs, 1e-4, exact)
+    assert row["rank_correlation"].keys() == outputs.keys() - {"forward"} == row["differences"].keys()
+    assert 0 < row["difference"] < 0.5 and min(row["rank_correlation"].values()) > 0.8
+    with pytest.raises(AssertionError, match="ranks otherwise"):
+        agreement.check(single, "gradcam", {**outputs, "fastcam": 1 - outputs["fastcam"]}, 1e-4, exact)
+
+
+def test_ranks_of_equal_values_are_equal():
+    assert agreement.rank_correlation(np.array([[0.0, 0, 1, 2]]), np.array([[0.0, 0, 3, 5]])) == pytest.approx(1)
+    a, b = np.array([[0.0, 0, 1]]), np.array([[0.0, 1, 0]])
+    assert agreement.rank_correlation(a, b) == pytest.approx(agreement.rank_correlation(b, a)) == pytest.approx(-0.5)
+
+
+def test_the_first_run_of_a_call_is_metered():
+    calls = []
+    metered = memory.Metered(lambda: calls.append(torch.zeros(2**20)) or len(calls), "cpu")
+    assert metered() == 1 and metered.peak == pytest.approx(4 * 2**20, rel=0.1)
+    peak = metered.peak
+    assert metered() == 2 and metered.peak == peak
+
+
+def bench(row, method, **options):
+    asked = settings.Settings(device="cpu", repetitions=2, **options)
+    bench_methods.bench_method(Rounds(), row, asked, "toy", 1, method, "float32")
+
+
+def test_a_row_has_what_the_report_reads():
+    row = {}
+    bench(row, "gradcam")
+    sides = {"forward", "fastcam", "grad-cam"}
+    assert {"batch", "method", "dtype", "seconds", "ratios", "over_cap", "difference", "not_supported"} <= row.keys()
+    for key in ("seconds", "memory", "images_per_second"):
+        assert sides <= row[key].keys()
+    assert row["memory"]["fastcam"] < row["memory"]["grad-cam"] and row["memory_ratios"]["fastcam/forward"] < 2
+    rate = row["images_per_second"]["fastcam"] * row["seconds"]["fastcam"]["median"]
+    assert rate == pytest.approx(1)
+
+
+def test_a_method_that_a_model_cannot_have_is_left_out_with_the_reason():
+    with pytest.raises(pytest.skip.Exception, match="toy: no attention was met"):
+        bench({}, "legrad")
+
+
+def test_methods_of_many_rows_or_layers_are_elsewhere():
+    chosen = {*bench_methods.ONE_PASS}
+    assert {"cam", "randomcam", "smoothgradcam++", "refinecam", "legrad", "guidedgradcam"} <= chosen
+    assert not {"scorecam", "ablationcam", "sess", "fullgrad", "smoothgrad", "integratedgradients"} & chosen
+    assert "fullgrad" in bench_methods.methods_of("resnet50", "cpu")
+    assert "fullgrad" not in bench_methods.methods_of("resnet18", "cpu") + bench_methods.methods_of("resnet50", "cuda")
+
+
+def test_every_model_has_its_recipe():
+    assert {*settings.MODELS} < {*models.RECIPES}
+    recipe = models.RECIPES["efficientnet_b0"]
+    net = recipe.build()
+    assert len({*find_layers(net, [recipe.layer, *recipe.stages])}) == 4
+
+
+def test_calibration_scales_the_logits(tokens):
+    x = models.images(16, 32, seed=1)
+    with torch.no_grad():
+        logits = tokens.net(x)
+    assert logits.mean(0).abs().max() < 1e-4 and logits.std() == pytest.approx(1, rel=1e-3)
+    toy = models.network("toy", "cpu")
+    assert not any(m.training for m in toy.modules()) and toy.bn1.momentum == 0.1
+
+
+def test_types_are_a_setting():
+    assert settings.parse([]).dtypes_on("cuda") == ("float32", "bfloat16")
+    assert settings.parse([]).dtypes_on("cpu") == ("float32",)
+    asked = settings.parse(["--dtype", "bfloat16"])
+    assert asked.dtypes_on("cpu") == ("bfloat16",) and not asked.recorded
+    short = settings.parse(["--set", "gpu-short"])
+    assert short.models == ("resnet50",) and short.dtypes_on("cuda") == ("float32", "bfloat16")
+    assert {*short.methods} <= {*bench_methods.ONE_PASS}
