@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks import agreement, definitions, peers
 from benchmarks.agreement import TOLERANCE, as_numpy
@@ -87,10 +86,7 @@ def sides(problem: Problem, method: str) -> dict[str, Callable[[], Any]]:
     if method == "scorecam":
         calls[PASSES] = masked_passes(problem.copied())
     calls["fastcam"] = ours(problem.copied(), method)
-    theirs = peers.calls(problem, method, **OPTIONS.get(method, {}))
-    if method in ("sscam", "smoothgradcam++"):  # of which torch-cam's draw from torch's generator
-        theirs = {name: partial(seeded, call) for name, call in theirs.items()}
-    return {**calls, **theirs}
+    return {**calls, **peers.calls(problem, method, **OPTIONS.get(method, {}))}
 
 
 def ours(problem: Problem, method: str, **options: Any) -> Callable[[], np.ndarray]:
@@ -158,7 +154,8 @@ def check(
         raise AssertionError("most of the maps are empty: comparing them says nothing")
     expected = {"fastcam": given["grad-cam"] if "grad-cam" in given and not reduced else reference(problem, method)}
     if "torch-cam" in given:
-        expected["torch-cam"] = as_numpy(seeded(partial(torch_cams, problem.copied(), method)))
+        own = agreement.way("torch-cam", method) or masked_as_in_torch_cam(method)
+        expected["torch-cam"] = own(problem.copied())
     pairs = {side: (given[side], value) for side, value in expected.items()}
     differences = {side: float(np.abs(got - wanted).max()) for side, (got, wanted) in pairs.items()}
     row: dict[str, Any] = {"difference": max(differences.values()), "differences": differences}
@@ -181,14 +178,13 @@ def reference(problem: Problem, method: str) -> np.ndarray:
     return ours(copied, method, batch_size=12)()
 
 
-def torch_cams(problem: Problem, method: str) -> Tensor:
-    if method == "smoothgradcam++":
-        return definitions.smooth_grad_cam_pp_as_in_torch_cam(problem)
-    return definitions.masked_as_in_torch_cam(problem, method, **OPTIONS.get(method, {}))
+def masked_as_in_torch_cam(method: str) -> Callable[[Problem], np.ndarray]:
+    formula = partial(definitions.masked_as_in_torch_cam, method=method, **OPTIONS.get(method, {}))
+    return lambda problem: as_numpy(seeded(partial(formula, problem)))
 
 
 def seeded(call: Callable[[], Any]) -> Any:
-    """The call with torch's generator at its first seed, which goes on afterwards as if nothing had been drawn."""
+    """The call with a seed of torch's generator, which goes on afterwards as if nothing had been drawn."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(peers.SEED)
         return call()

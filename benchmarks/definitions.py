@@ -62,33 +62,18 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 def smooth_grad_cam_pp(problem: Problem, samples: int = 4, std: float = 0.3) -> Tensor:
     """Smooth Grad-CAM++ `(B, H, W)`, a noisy image after the other; see `fastcam.SmoothGradCAMpp`."""
-    copies = [problem.x + std * d for d in noise(problem.x, samples)]
-    weights, _ = _smooth_weights(problem, copies)
-    low = (weights * outputs_of(problem)).sum(1).relu()
-    resized = F.interpolate(min_max(low, (1, 2))[:, None], problem.x.shape[2:], mode="bilinear")
-    return min_max(resized[:, 0], (1, 2))
-
-
-def smooth_grad_cam_pp_as_in_torch_cam(problem: Problem, samples: int = 4, std: float = 0.3) -> Tensor:
-    """What torch-cam gives, `(B, h, w)` in [0, 1]: of the last noisy image's activation, noise from its generator."""
-    x = problem.x
-    copies = [x + torch.normal(0.0, std, x.shape).to(x.device) for _ in range(samples)]
-    weights, last = _smooth_weights(problem, copies)
-    return min_max((weights * last).sum(1), (1, 2))
-
-
-def _smooth_weights(problem: Problem, copies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The weights `(B, C, 1, 1)` from the gradients at noisy images, and the activation of the last of these."""
+    A = outputs_of(problem)
     square: Any = 0
     cube: Any = 0
-    for copy in copies:
+    for d in noise(problem.x, samples):
         with kept_outputs(find_layers(problem.net, problem.layer)) as outputs:
-            score = score_of(problem, copy)
-        last = outputs[0][1]
-        (G,) = torch.autograd.grad(score, last)
-        square, cube = square + G**2 / len(copies), cube + G**3 / len(copies)
-    alpha = square / (2 * square + (cube * outputs_of(problem)).sum((2, 3), keepdim=True) + 1e-8)
-    return (alpha * G.relu()).sum((2, 3), keepdim=True), last.detach()
+            score = score_of(problem, problem.x + std * d)
+        (G,) = torch.autograd.grad(score, outputs[0][1])
+        square, cube = square + G**2 / samples, cube + G**3 / samples
+    alpha = square / (2 * square + (cube * A).sum((2, 3), keepdim=True) + 1e-8)
+    low = ((alpha * G.relu()).sum((2, 3), keepdim=True) * A).sum(1).relu()
+    resized = F.interpolate(min_max(low, (1, 2))[:, None], problem.x.shape[2:], mode="bilinear")
+    return min_max(resized[:, 0], (1, 2))
 
 
 def integrated_gradients(problem: Problem, steps: int = 50) -> Tensor:

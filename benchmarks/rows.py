@@ -13,7 +13,8 @@ def timed(benchmark: Any, comparison: SideBySide, repetitions: int, batch: int) 
     """The repetitions, images per second of each side, and the memory of those that are `Metered`."""
     row = comparison.run(benchmark, repetitions)
     rates = {name: batch / spread["median"] for name, spread in row["seconds"].items()}
-    peaks = {name: call.peak for name, call in comparison.sides.items() if isinstance(call, Metered) and call.peak}
+    metered = {name: call.peak for name, call in comparison.sides.items() if isinstance(call, Metered)}
+    peaks = {name: peak for name, peak in metered.items() if peak is not None}
     return {**row, "images_per_second": rates, **memory(peaks)}
 
 
