@@ -1,40 +1,43 @@
-"""What else there is, side by side with grad-cam: methods of another kind, metrics, many classes at once."""
+"""What is neither a method of one pass nor one of many: metrics, factors, many classes at once, tall maps."""
 
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import pytorch_grad_cam
 import torch
-from pytorch_grad_cam.feature_factorization.deep_feature_factorization import (
-    DeepFeatureFactorization as TheirFactorization,
-)
-from pytorch_grad_cam.metrics import road as their_road
-from pytorch_grad_cam.sobel_cam import sobel_cam as their_sobel_cam
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 import fastcam
-from benchmarks.bench_methods import difference_up_to_sign
+from benchmarks import agreement, bench_perturbation, peers
+from benchmarks.agreement import TOLERANCE
+from benchmarks.memory import Metered
+from benchmarks.models import RECIPES
 from benchmarks.problem import Problem, forward
+from benchmarks.rows import timed
 from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import SideBySide, wall_clock
 from fastcam import metrics
 from fastcam.layers import find_layers
+from fastcam.methods import METHODS
 
 MODELS = ("resnet50", "toy")
 BATCH = 4
-CLASSES = 10  # of an image at once
-STAGES = ("layer1", "layer2", "layer3", "layer4")
-# Finished maps in [0, 1]; ROAD's scores, logits of deviation 1, go through the rounding of solver and network.
-# FEM counts positions above a threshold: one within rounding of it moves its channel's weight by 1 / (h w).
-TOLERANCE = {"FEM": 1e-2, "ROAD combined": 1e-3, "SESS, 3 scales": 1e-4}
+FEW_CLASSES, DOZEN = 10, 12  # classes of an image at once; of all of them those that are checked
+Sides = dict[str, Callable[[], Any]]
+
+
+class Case(NamedTuple):
+    """The calls beside the forward pass, and what says how far their outputs are off: entries of a row, or an error."""
+
+    sides: Sides
+    check: Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -44,132 +47,163 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def bench_toolbox(benchmark: Any, row: dict[str, Any], settings: Settings, model: str, name: str) -> None:
-    device = str(settings.device)
-    problem = Problem.of(model, BATCH, device)
-    row.update(batch=BATCH, method=name)
-    sides = CASES[name](problem)
-    comparison = SideBySide({"forward": forward(problem.copied()), **sides}, wall_clock(device), settings.cap)
+    device, batch = str(settings.device), BATCHES.get(name, BATCH)
+    problem = Problem.of(model, batch, device)
+    row.update(batch=batch, method=name, dtype="float32")
+    case = CASES[name](problem)
+    sides = {"forward": forward(problem.copied()), **case.sides}
+    calls = {side: Metered(call, device) for side, call in sides.items()}
+    comparison = SideBySide(calls, wall_clock(device), settings.cap, may_fail=peers.PACKAGES)
     outputs = comparison.warm_up()
-    row["difference"] = check(name, problem, outputs)
+    if "fastcam" not in outputs:
+        pytest.skip(f"one call of fastcam takes over {settings.cap:g} s")
+    del outputs["forward"]
+    row.update(case.check(outputs))
+    del outputs
     gc.collect()
-    row.update(comparison.run(benchmark, settings.repetitions))
+    row.update(timed(benchmark, comparison, settings.repetitions, batch))
 
 
-def check(name: str, problem: Problem, outputs: dict[str, Any]) -> float:
-    """The largest difference between fastcam's result and what it is compared with; an error if it is too large."""
-    outputs = {side: np.asarray(value, dtype=np.float64) for side, value in outputs.items() if side != "forward"}
-    ours = outputs.pop("fastcam")
-    (theirs,) = outputs.values()
+def equal(name: str, tolerance: float, outputs: dict[str, Any]) -> dict[str, Any]:
+    """The largest difference between fastcam's result and the other's, which must not be constant."""
+    values = {side: np.asarray(value, dtype=np.float64) for side, value in outputs.items()}
+    ours = values.pop("fastcam")
+    if not values:
+        pytest.skip(f"{name}: nothing to compare it with")
+    (theirs,) = values.values()
     if not np.ptp(theirs) > 0.01:
         raise AssertionError("the results are constant: comparing them says nothing")
     difference = float(np.abs(ours - theirs).max())
-    if name.startswith("EigenCAM"):  # which has no sign of its own
-        there = replace(problem, layer=name.partition(" at ")[2] or problem.layer)
-        difference = difference_up_to_sign(there, "eigencam", ours, theirs)
-    tolerance = TOLERANCE.get(name, 1e-4)
     if not difference <= tolerance:
         raise AssertionError(f"{name} differs by {difference:.2e}, more than {tolerance:.0e}")
-    return difference
+    return {"difference": difference}
 
 
-def cam(name: str, *layers: str, **options: Any) -> Callable[[Problem], dict[str, Callable[[], Any]]]:
-    """A method of both packages at the same layers."""
+def cam(method: str, *layers: str) -> Callable[[Problem], Case]:
+    """A method at other layers than the last."""
 
-    def sides(problem: Problem) -> dict[str, Callable[[], Any]]:
-        mine, theirs = problem.copied(), problem.copied()
-        chosen = list(layers) or [problem.layer]
-        ours = getattr(fastcam, name)(mine.net, chosen, **options)
-        cls = getattr(pytorch_grad_cam, name)
-        reference = cls(theirs.net, [m for layer in chosen for m in find_layers(theirs.net, layer)], **options)
-        targets = [ClassifierOutputTarget(t) for t in problem.targets]
-        # Finer-CAM compares a plain class index with other classes, which grad-cam does for the predicted ones only.
-        given = targets if name == "FinerCAM" else problem.targets
-        return {"fastcam": partial(ours, problem.x, given), "grad-cam": partial(reference, problem.x, targets)}
+    def case(problem: Problem) -> Case:
+        there = replace(problem, layer=layers if len(layers) > 1 else layers[0])
+        mine = there.copied()
+        explain = partial(METHODS[method](mine.net, mine.layer), mine.x, mine.targets)
+        check = partial(agreement.check, there, method, tolerance=TOLERANCE[problem.x.device.type])
+        return Case({"fastcam": explain, **peers.calls(there, method)}, lambda outputs: check(outputs=outputs))
 
-    return sides
+    return case
 
 
-def full_grad(problem: Problem) -> dict[str, Callable[[], Any]]:
-    ours, theirs = fastcam.FullGrad(problem.copied().net), pytorch_grad_cam.FullGrad(problem.copied().net, [])
-    targets = [ClassifierOutputTarget(t) for t in problem.targets]
-    return {"fastcam": partial(ours, problem.x, problem.targets), "grad-cam": partial(theirs, problem.x, targets)}
+def full_grad(problem: Problem) -> Case:
+    sides = bench_perturbation.sides(problem, "fullgrad")
+    del sides["forward"]
+    tolerance = TOLERANCE[problem.x.device.type]
+    return Case(sides, lambda outputs: bench_perturbation.check(problem, "fullgrad", outputs, tolerance))
 
 
-def guided_backprop(problem: Problem) -> dict[str, Callable[[], Any]]:
-    """Of one image, as grad-cam's takes no more; over its largest value."""
-    x, target = problem.x[:1], problem.targets[0]
-    ours = fastcam.GuidedBackpropReLUModel(problem.copied().net)
-    theirs = pytorch_grad_cam.GuidedBackpropReLUModel(problem.copied().net, x.device)
-
-    def scaled(gradient: np.ndarray) -> np.ndarray:
-        return gradient / np.abs(gradient).max()
-
-    return {"fastcam": lambda: scaled(ours(x, target)), "grad-cam": lambda: scaled(theirs(x.clone(), target))}
+def of_grad_cam(module: str, make: Callable[[Any], Callable[[], Any]]) -> Sides:
+    """The side of grad-cam, made from one of its modules; nothing where it is not installed."""
+    if not peers.installed("grad-cam"):
+        return {}
+    package = importlib.import_module(f"{peers.PACKAGES['grad-cam']}.{module}")
+    return {"grad-cam": make(package)}
 
 
-def road(problem: Problem) -> dict[str, Callable[[], Any]]:
+def road(problem: Problem) -> Case:
+    """ROAD's scores of Grad-CAM's maps, with the same noise."""
     maps = fastcam.GradCAM(problem.net, problem.layer)(problem.x, problem.targets)
-    targets = [ClassifierOutputTarget(t) for t in problem.targets]
+    targets = [fastcam.ClassifierOutputTarget(t) for t in problem.targets]
 
-    def seeded(metric: Any, net: torch.nn.Module) -> np.ndarray:
-        torch.manual_seed(0)
-        return metric(problem.x, maps, targets, net)
+    def scored(package: Any) -> Callable[[], Any]:
+        net, metric = problem.copied().net, package.ROADCombined()
+        return lambda: bench_perturbation.seeded(partial(metric, problem.x, maps, targets, net))
 
-    ours, theirs = metrics.ROADCombined(), their_road.ROADCombined()
-    return {
-        "fastcam": partial(seeded, ours, problem.copied().net),
-        "grad-cam": partial(seeded, theirs, problem.copied().net),
-    }
+    # Logits of deviation 1, which go through the rounding of solver and network.
+    return Case({"fastcam": scored(metrics), **of_grad_cam("metrics.road", scored)}, partial(equal, "ROAD", 1e-3))
 
 
-def imputation(problem: Problem) -> dict[str, Callable[[], Any]]:
+def imputation(problem: Problem) -> Case:
     """Half of each image, where Grad-CAM looks most."""
     maps = fastcam.GradCAM(problem.net, problem.layer).attribute(problem.x, problem.targets)
     keep = (maps < maps.flatten(1).median(1).values.view(-1, 1, 1)).float()
-    ours, theirs = metrics.NoisyLinearImputer(noise=0.0), their_road.NoisyLinearImputer(noise=0.0)
     pairs = list(zip(problem.x.cpu(), keep.cpu(), strict=True))
-    return {
-        "fastcam": lambda: ours(problem.x, keep).cpu(),
-        "grad-cam": lambda: torch.stack([theirs(image, mask) for image, mask in pairs]),
-    }
+
+    def one_by_one(package: Any) -> Callable[[], Any]:
+        impute = package.NoisyLinearImputer(noise=0.0)
+        return lambda: torch.stack([impute(image, mask) for image, mask in pairs])
+
+    ours = metrics.NoisyLinearImputer(noise=0.0)
+    sides = {"fastcam": lambda: ours(problem.x, keep).cpu(), **of_grad_cam("metrics.road", one_by_one)}
+    return Case(sides, partial(equal, "ROAD imputation", 1e-4))
 
 
-def factorization(problem: Problem) -> dict[str, Callable[[], Any]]:
-    mine, theirs = problem.copied().net, problem.copied().net
-    ours = fastcam.DeepFeatureFactorization(mine, find_layers(mine, problem.layer)[0])
-    reference = TheirFactorization(theirs, find_layers(theirs, problem.layer)[0])
-    return {
-        "fastcam": lambda: np.stack(ours(problem.x, n_components=5)[1]),
-        "grad-cam": lambda: np.stack(reference(problem.x, n_components=5)[1]),
-    }
+def factorization(problem: Problem) -> Case:
+    def factors(package: Any) -> Callable[[], Any]:
+        net = problem.copied().net
+        found = package.DeepFeatureFactorization(net, find_layers(net, problem.layer)[0])
+        return lambda: np.stack(found(problem.x, n_components=5)[1])
+
+    theirs = of_grad_cam("feature_factorization.deep_feature_factorization", factors)
+    return Case({"fastcam": factors(fastcam), **theirs}, partial(equal, "DFF", 1e-4))
 
 
-def sobel(problem: Problem) -> dict[str, Callable[[], Any]]:
+def sobel(problem: Problem) -> Case:
     image = problem.x[0].movedim(0, -1).cpu()
     picture = ((image - image.min()) / (image.max() - image.min()) * 255).byte().numpy()
-    return {"fastcam": partial(fastcam.sobel_cam, picture), "grad-cam": partial(their_sobel_cam, picture)}
+    theirs = of_grad_cam("sobel_cam", lambda package: partial(package.sobel_cam, picture))
+    return Case({"fastcam": partial(fastcam.sobel_cam, picture), **theirs}, partial(equal, "Sobel", 1e-4))
 
 
-def many_classes(problem: Problem) -> dict[str, Callable[[], Any]]:
-    """Ten classes an image beside one: compared with itself."""
-    several = torch.tensor([[(t + n) % problem.net.fc.out_features for n in range(CLASSES)] for t in problem.targets])
+def few_classes(problem: Problem) -> Case:
+    """Ten classes an image, each image its own, beside one."""
+    targets = torch.tensor(problem.targets)[:, None]
+    several = (targets + torch.arange(FEW_CLASSES)) % class_count(problem)  # (B, T)
     one, ten = (fastcam.GradCAM(problem.copied().net, problem.layer) for _ in range(2))
-    return {
-        "one class": partial(one, problem.x, problem.targets),
-        "fastcam": lambda: ten(problem.x, several).swapaxes(0, 1)[0],
-    }
+    sides: Sides = {"one class": partial(one, problem.x, problem.targets), "fastcam": partial(ten, problem.x, several)}
+
+    def check(outputs: dict[str, Any]) -> dict[str, Any]:
+        first = {"fastcam": outputs["fastcam"][:, 0], "one class": outputs["one class"]}
+        return {**equal("10 classes", 1e-4, first), **one_at_a_time(problem, several, outputs["fastcam"], size="input")}
+
+    return Case(sides, check)
 
 
-CASES: dict[str, Callable[[Problem], dict[str, Callable[[], Any]]]] = {
-    **{name: cam(name) for name in ("FEM", "ShapleyCAM", "FinerCAM", "SegEigenCAM", "KPCA_CAM", "EigenCAM")},
-    "EigenCAM at layer2": cam("EigenCAM", "layer2"),
-    "RefineCAM, 4 layers": cam("RefineCAM", *STAGES),
-    "SESS, 3 scales": cam("SESS", num_scales=3),
+def every_class(problem: Problem) -> Case:
+    """All class maps of each image, `(B, K, h, w)` on the device."""
+    classes = torch.arange(class_count(problem))
+    explain = fastcam.GradCAM(problem.copied().net, problem.layer)
+    some = torch.linspace(0, len(classes) - 1, DOZEN).long()
+
+    def check(outputs: dict[str, Any]) -> dict[str, Any]:
+        maps = outputs["fastcam"]
+        if maps.shape[:2] != (len(problem.x), len(classes)):
+            raise AssertionError(f"{tuple(maps.shape)} are not the maps of {len(classes)} classes")
+        return one_at_a_time(problem, classes[some].expand(len(problem.x), -1), maps[:, some], size=None)
+
+    sides: Sides = {"fastcam": lambda: explain.attribute(problem.x, classes[None], size=None)}
+    return Case(sides, check)
+
+
+def one_at_a_time(problem: Problem, classes: torch.Tensor, maps: Any, size: Any) -> dict[str, Any]:
+    """The largest difference of maps `(B, T, ...)` of classes `(B, T)` from a backward pass for each class alone."""
+    explain = fastcam.GradCAM(problem.copied().net, problem.layer)
+    alone = [explain.attribute(problem.x, column, size=size).cpu().numpy() for column in classes.unbind(1)]
+    found = equal("a class among others", 1e-3, {"fastcam": agreement.as_numpy(maps), "alone": np.stack(alone, 1)})
+    return {"difference": found["difference"]}
+
+
+def class_count(problem: Problem) -> int:
+    with torch.no_grad():
+        return problem.net(problem.x[:1]).shape[1]
+
+
+CASES: dict[str, Callable[[Problem], Case]] = {
+    "EigenCAM at layer2": cam("eigencam", "layer2"),
+    "RefineCAM, 4 layers": cam("refinecam", *RECIPES["resnet50"].stages),
     "FullGrad": full_grad,
-    "guided backprop": guided_backprop,
     "DFF": factorization,
     "Sobel": sobel,
     "ROAD combined": road,
     "ROAD imputation": imputation,
-    "10 classes": many_classes,
+    "10 classes": few_classes,
+    "1000 classes at layer resolution": every_class,
 }
+BATCHES = {"FullGrad": 8, "1000 classes at layer resolution": 8, "ROAD combined": 1}  # of the last grad-cam takes 7 s

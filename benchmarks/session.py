@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def run(settings: Settings) -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     plugin = Session(settings, describe(str(settings.device), settings))
-    files = [str(ROOT / "benchmarks" / f"bench_{case}.py") for case in settings.cases]
+    files = [str(ROOT / "benchmarks" / f"bench_{case}.py") for case in cases]
     status = pytest.main([*_PYTEST, *files], plugins=[plugin])
     written = plugin.write()
     print("\n".join(f"written to {file}" for file in written) or "not written: no whole case; name a folder with --out")

@@ -8,19 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-
-import fastcam
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks import (  # noqa: E402
-    bench_inside,
     bench_methods,
-    bench_perturbation,
-    bench_toolbox,
     memory,
     problem,
     settings,
@@ -116,83 +110,6 @@ def test_a_part_stands_for_its_cases():
 @pytest.fixture(scope="module")
 def toy():
     return problem.Problem.of("toy", 1, "cpu")
-
-
-def test_perturbation_cases_check_themselves(toy):
-    calls = bench_perturbation.sides(toy, "scorecam")
-    assert list(calls) == ["forward", "masked forward passes", "fastcam", "grad-cam"]
-    outputs = {name: calls[name]() for name in ("fastcam", "grad-cam")}
-    assert bench_perturbation.check(toy, "scorecam", outputs, 1e-4)["difference"] < 1e-4
-    with pytest.raises(AssertionError, match="maps differ by"):
-        bench_perturbation.check(toy, "scorecam", {**outputs, "fastcam": outputs["fastcam"] * 0.9}, 1e-4)
-    alone = {"fastcam": bench_perturbation.ours(toy.copied(), "groupcam")()}
-    assert bench_perturbation.check(toy, "groupcam", alone, 1e-4)["difference"] < 1e-4
-    assert bench_perturbation.named("sscam") == "sscam, 2 samples"
-
-
-def test_masked_passes_are_as_many_as_score_cam_makes(toy):
-    problem, rows = toy.copied(), []
-    passes, explain = bench_perturbation.masked_passes(problem), bench_perturbation.ours(problem, "scorecam")
-    problem.net.register_forward_hook(lambda m, inputs, o: rows.append(len(inputs[0])))
-    passes()
-    masked = sum(rows)
-    assert 256 < masked <= 512 and max(rows) <= 64
-    explain()
-    assert sum(rows) - masked == len(problem.x) + masked
-
-
-TOOLS = ("EigenCAM", "EigenCAM at layer2", "FinerCAM", "FullGrad", "ROAD imputation", "Sobel", "DFF")
-
-
-@pytest.mark.parametrize("name", TOOLS)
-def test_toolbox_cases_check_themselves(toy, name):
-    sides = bench_toolbox.CASES[name](toy)
-    outputs = {side: call() for side, call in sides.items()}
-    assert bench_toolbox.check(name, toy, outputs) <= 1e-4
-    worse = {**outputs, "fastcam": np.asarray(outputs["fastcam"], dtype=float) + 0.3}
-    with pytest.raises(AssertionError, match=f"{name} differs by"):
-        bench_toolbox.check(name, toy, worse)
-
-
-def test_ten_classes_are_compared_with_one(toy):
-    outputs = {side: call() for side, call in bench_toolbox.CASES["10 classes"](toy).items()}
-    assert bench_toolbox.check("10 classes", toy, outputs) <= 1e-6
-
-
-def test_cases_of_looking_inside_check_themselves(toy):
-    pytest.importorskip("captum")
-    sides = bench_inside.CASES["saliency"](toy)
-    outputs = {side: call() for side, call in sides.items()}
-    assert bench_inside.check("saliency", toy, outputs) < 1e-5
-    with pytest.raises(AssertionError, match="saliency differs by"):
-        bench_inside.check("saliency", toy, {**outputs, "fastcam": outputs["fastcam"] * 1.01})
-    with pytest.raises(AssertionError, match="SmoothGrad correlates by"):
-        bench_inside.check("SmoothGrad", toy, {**outputs, "fastcam": torch.randn_like(toy.x)})
-
-
-def test_images_that_maximise_are_checked(toy, monkeypatch):
-    monkeypatch.setattr(bench_inside, "CHANNELS", 2)
-    monkeypatch.setattr(bench_inside, "STEPS", 2)
-    monkeypatch.setattr(bench_inside, "SIZE", 48)
-    sides = bench_inside.maximisation(toy)
-    outputs = {side: sides[side]() for side in ("fastcam", "one at a time")}
-    assert bench_inside.check("maximize", toy, outputs) < 1e-4
-    with pytest.raises(AssertionError, match="below FlashTorch's"):
-        best = [
-            [image[None]]
-            for image in fastcam.maximize(
-                toy.net, ["layer3.0.conv1:0-1"], size=48, steps=20, mean=bench_inside.MEAN, std=bench_inside.STD
-            ).data
-        ]
-        bench_inside.check("maximize", toy, {**outputs, "FlashTorch": best})
-    with pytest.raises(AssertionError, match="activations that differ by"):
-        bench_inside.check("maximize", toy, {**outputs, "one at a time": outputs["one at a time"][::-1]})
-
-
-def test_rank_correlation():
-    rising = torch.arange(12.0).view(1, 3, 4).numpy()
-    assert bench_perturbation.rank_correlation(rising, rising**3) == pytest.approx(1)
-    assert bench_perturbation.rank_correlation(rising, -rising) == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("method", ["saliency", "inputxgradient", "guidedbackprop", "deconvnet", "guidedgradcam"])

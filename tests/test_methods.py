@@ -68,6 +68,18 @@ def test_many_classes_are_each_as_alone(method, signed, x):
         torch.testing.assert_close(many[:, t], alone, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcamelementwise"])
+def test_one_list_of_classes_serves_all_images_and_is_looked_up_once(method, x, monkeypatch):
+    looked_up, weights_of = [], ops.uniform_weights
+    monkeypatch.setattr(ops, "uniform_weights", lambda A, g, w: looked_up.append(len(g)) or weights_of(A, g, w))
+    cam = METHODS[method](tiny(Pooled), "tail")
+    classes = torch.tensor([[0, 3, 1]])
+    shared = cam.attribute(x, classes, normalize=False, size=None)
+    each = cam.attribute(x, classes.repeat(4, 1), normalize=False, size=None)
+    assert shared.shape[:2] == (4, 3) and looked_up == [1, 4] and shared.abs().max() > 1e-6
+    torch.testing.assert_close(shared, each)
+
+
 def test_the_gradients_of_one_target_at_a_time_are_held(x):
     net, alive = tiny(), []
 

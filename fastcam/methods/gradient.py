@@ -48,9 +48,11 @@ class GradientCAM(BaseCAM):
             W = linear_head(run.attached(run.layers[0]), logits)  # (K, C)
         except ValueError:
             return None
-        g = W[class_indices(targets, logits)] / A[0].shape[2:].numel()  # (B, T, C), the gradient at each position
+        indices = class_indices(targets, logits)  # (B, T)
+        indices = indices[:1] if indices.stride(0) == 0 else indices  # one list of classes for all images
+        g = W[indices] / A[0].shape[2:].numel()  # (B or 1, T, C), the gradient at each position
         weights = ops.uniform_weights(A[0], g, self.weighting)
-        return None if weights is None else [ops.channel_sum(A[0], weights)]
+        return None if weights is None else [ops.channel_sum(A[0], weights.expand(len(A[0]), -1, -1))]
 
     def _warn_if_zero(self, run: Run, gradients: Sequence[Tensor]) -> None:
         """Warn where the gradient is 0 everywhere; a GPU, which would have to wait, is asked until a layer is alive."""
