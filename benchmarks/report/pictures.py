@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report.curves import summaries
 from benchmarks.report.runs import Device, Row, ratio
 from benchmarks.report.tables import CALLS, UNITS, curve
 from benchmarks.report.wording import PEERS, short_type
-from benchmarks.sweeps import summaries
 
 _KEY = "fastcam data"  # of the text in a PNG file that says which data it shows
 _SIDES = ("definition", "compiled", "kernel")

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
+from benchmarks.report.curves import Summary, summaries
 from benchmarks.report.remarks import differing, missing
 from benchmarks.report.runs import Device, Result, Row, devices, ratio
 from benchmarks.report.wording import (
@@ -22,7 +23,6 @@ from benchmarks.report.wording import (
     spread,
     table,
 )
-from benchmarks.sweeps import Summary, summaries
 
 
 class Column(NamedTuple):
