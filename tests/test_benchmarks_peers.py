@@ -223,6 +223,20 @@ def test_calibration_scales_the_logits(tokens):
     assert not any(m.training for m in toy.modules()) and toy.bn1.momentum == 0.1
 
 
+def test_a_network_without_norms_is_scaled_layer_by_layer():
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 5), torch.nn.Linear(5, 3)
+    )
+    x = models.images(16, 8)
+    models.calibrate(net, x)
+    with torch.no_grad():
+        features, hidden, logits = net[0](x).transpose(0, 1).flatten(1), net[:4](x).T, net(x)
+    for values in (features, hidden):
+        assert values.mean(1).abs().max() < 1e-4 and torch.allclose(values.std(1), torch.ones(len(values)), rtol=1e-3)
+    assert logits.mean(0).abs().max() < 1e-4 and logits.std() == pytest.approx(1, rel=1e-3)
+    assert not any(m._forward_hooks for m in net)
+
+
 def test_types_are_a_setting():
     assert settings.parse([]).dtypes_on("cuda") == ("float32", "bfloat16")
     assert settings.parse([]).dtypes_on("cpu") == ("float32",)
