@@ -32,6 +32,8 @@ CAMS = {**METHODS, **ATTENTION}
 ELSEWHERE = (PerturbationCAM, SESS, FullGrad, SampledGradient)  # many rows or layers: cases of their own
 ONE_PASS = [name for name, cls in {**CAMS, **SALIENCY}.items() if not issubclass(cls, ELSEWHERE)]
 COMBINED = ("refinecam",)  # of several layers
+# RefineCAM's usual base, Grad-CAM++, divides by what may be 0 where activations have both signs: a matter of rounding.
+OPTIONS = {"refinecam": {"base_method": "layercam"}}
 # Of all layers: a case of its own measures it beside ScoreCAM and the like, on other models and batches.
 ALL_LAYERS = {"cpu": ("resnet50", ("fullgrad", "simplefullgrad"))}
 
@@ -56,7 +58,7 @@ def bench_method(
     device = str(settings.device)
     single = explained(model, batch, device, method)
     problem = single.cast(getattr(torch, dtype))
-    row.update(batch=batch, method=method, dtype=dtype)
+    row.update(batch=batch, method=method, dtype=dtype, options=OPTIONS.get(method, {}))
     calls = {name: Metered(call, device) for name, call in sides(problem, method).items()}
     comparison = SideBySide(calls, wall_clock(device), settings.cap, may_fail=peers.PACKAGES)
     try:
@@ -97,7 +99,7 @@ def sides(problem: Problem, method: str) -> dict[str, Callable[[], Any]]:
     Each has its own copy of the network. None of them has run yet, so the copies hold no gradients and the methods no
     graph of an earlier call.
     """
-    theirs = peers.calls(problem, method)
+    theirs = peers.calls(problem, method, **OPTIONS.get(method, {}))
     calls = {"forward": forward(problem.copied()), "fastcam": ours(problem.copied(), method), **theirs}
     if method == "randomcam":  # draws from numpy's own generator
         calls |= {name: partial(_seeded, call) for name, call in calls.items()}
@@ -106,7 +108,8 @@ def sides(problem: Problem, method: str) -> dict[str, Callable[[], Any]]:
 
 def ours(problem: Problem, method: str) -> Callable[[], Any]:
     if method in CAMS:
-        return partial(CAMS[method](problem.net, problem.layer), problem.x, problem.targets)
+        options = {key: METHODS[name] for key, name in OPTIONS.get(method, {}).items()}
+        return partial(CAMS[method](problem.net, problem.layer, **options), problem.x, problem.targets)
     explain = SALIENCY[method](problem.net, *([problem.layer] if method == "guidedgradcam" else []))
     return partial(explain.attribute, problem.x, problem.targets)
 

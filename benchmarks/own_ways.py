@@ -28,8 +28,9 @@ def cam(problem: Problem) -> Tensor:
 
 
 def grad_cam_plus_plus(problem: Problem) -> Tensor:
-    (low,) = _plus_plus(problem)
-    return low
+    """Weights w_c = sum_ij G² relu(G)."""
+    ((A, G),) = gradients(problem)
+    return min_max(((G.pow(2) * G.relu()).sum((2, 3), keepdim=True) * A).sum(1).relu())
 
 
 def finer_cam(problem: Problem) -> Tensor:
@@ -45,13 +46,13 @@ def finer_cam(problem: Problem) -> Tensor:
 
 
 def refine_cam(problem: Problem) -> Tensor:
-    lows = _plus_plus(problem)
+    lows = [min_max(low.relu()) for low in _low(problem, "layercam", problem.targets)]
     size = max((low.shape[1:] for low in lows), key=torch.Size.numel)
     return min_max(torch.stack([F.interpolate(low[:, None], size, mode="bilinear")[:, 0] for low in lows]).prod(0))
 
 
 def smooth_grad_cam_plus_plus(problem: Problem) -> Tensor:
-    """Weights as in `fastcam.SmoothGradCAMpp`, for the activations of the last noisy image, and noise for each image."""
+    """Weights as in `fastcam.SmoothGradCAMpp`, for the last noisy image's activations, with noise for each image."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(peers.SEED)
         noise = [torch.distributions.Normal(0, 0.3).sample(problem.x.shape) for _ in range(4)]
@@ -79,7 +80,7 @@ OWN_WAYS: dict[tuple[str, str], tuple[Callable[[Problem], Tensor], str]] = {
         "the activations are the last noisy image's, the noise differs from image to image",
     ),
     ("torch-cam", "finercam"): (finer_cam, "the compared classes count alike"),
-    ("torch-cam", "refinecam"): (refine_cam, "of its Grad-CAM++, multiplied at the size of the largest layer"),
+    ("torch-cam", "refinecam"): (refine_cam, "multiplied at the size of the largest layer"),
     ("captum", "guidedgradcam"): (guided_grad_cam, "Grad-CAM's map in its own unit"),
 }
 
@@ -99,12 +100,6 @@ def min_max(low: Tensor) -> Tensor:
 
 def _low(problem: Problem, method: str, targets: Any) -> Tensor:
     return METHODS[method](problem.net, problem.layer).attribute(problem.x, targets, normalize=False, size=None)
-
-
-def _plus_plus(problem: Problem) -> list[Tensor]:
-    """The map of each layer with weights w_c = sum_ij G² relu(G), `(B, h, w)` in [0, 1]."""
-    weighted = [(G.pow(2) * G.relu()).sum((2, 3), keepdim=True) * A for A, G in gradients(problem)]
-    return [min_max(t.sum(1).relu()) for t in weighted]
 
 
 def gradients(problem: Problem) -> list[tuple[Tensor, Tensor]]:

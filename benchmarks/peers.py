@@ -50,7 +50,7 @@ def calls(problem: Problem, method: str, **options: Any) -> dict[str, Call]:
     """The peers that are installed and have the method, `side -> call`; see `left_out` for those that do not fit.
 
     method    as in `fastcam.methods.METHODS` and `fastcam.visualize.SALIENCY`
-    options   by fastcam's names: `batch_size`, `samples`, `num_samples`, `num_scales`
+    options   by fastcam's names: `batch_size`, `samples`, `num_samples`, `num_scales`; `base_method` as a method's name
     What a peer sets up, but for its copy of the network, is set up within its first call, where its errors come too.
     """
     makers = {"grad-cam": _grad_cam, "torch-cam": _torch_cam, "captum": _captum}
@@ -107,6 +107,8 @@ def _grad_cam(problem: Problem, method: str, **options: Any) -> Call:
         guided = package.GuidedBackpropReLUModel(problem.net, problem.x.device)
         # The copied image, since grad-cam adds to its gradient.
         return lambda: np.moveaxis(guided(problem.x.clone(), problem.targets[0]), -1, 0)[None]
+    if "base_method" in options:
+        options["base_method"] = getattr(package, METHODS[options["base_method"]].__name__)
     batch_size = options.pop("batch_size", None)
     if method == "ablationcam" and reshape_of(problem) is not None:
         options["ablation_layer"] = package.AblationLayerVit()
@@ -126,8 +128,10 @@ def _torch_cam(problem: Problem, method: str, **options: Any) -> Call:
     if (reshape := reshape_of(problem)) is not None:
         options["reshape_transform"] = reshape
     layers = find_layers(problem.net, problem.layer)
-    cls = getattr(importlib.import_module(PACKAGES["torch-cam"]), TORCH_CAM[method])
-    cam = cls(problem.net, layers if len(layers) > 1 else layers[0], **options)
+    package = importlib.import_module(PACKAGES["torch-cam"])
+    if "base_method" in options:
+        options["base_method"] = getattr(package, TORCH_CAM[options["base_method"]])
+    cam = getattr(package, TORCH_CAM[method])(problem.net, layers if len(layers) > 1 else layers[0], **options)
     differentiated = method not in ("cam", "smoothgradcam++", "scorecam", "sscam", "iscam")  # the run that it is given
     noisy = method in ("smoothgradcam++", "sscam")
 
