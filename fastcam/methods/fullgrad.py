@@ -87,17 +87,23 @@ class FullGrad(BaseCAM):
         return self._fused(ops.wide(run.input) * ops.wide(G), layers[::-1], eigen_smooth)
 
     def term(self, bias: Tensor, G: Tensor) -> Tensor:
-        """What r is taken of, `(B, C, *S)`, for a bias `(C,)` and the gradient G of the output it is added to."""
+        """What r is taken of, `(B, C, *S)`, for a bias `(C,)` and the gradient G of the output it is added to.
+
+        Or its absolute value; in memory of its own, which is overwritten.
+        """
         return ops.wide(G) * ops.wide(bias).view(-1, *[1] * (G.ndim - 2))
 
     def _saliency(self, v: Tensor) -> Tensor:
-        """sum_c r(v_c), `(B, *S)`."""
+        """sum_c r(v_c), `(B, *S)`; v is overwritten."""
         v, scale = self._shifted(v)
         return ops.channel_sum(v, scale).sum(1)
 
     def _shifted(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """|v| - min |v| and 1 / (1e-7 + max |v| - min |v|), `(B, C, *S)` and `(B, C)`, whose product is r(v)."""
-        v = ops.wide(v).abs()
+        """|v| - min |v| and 1 / (1e-7 + max |v| - min |v|), `(B, C, *S)` and `(B, C)`, whose product is r(v).
+
+        The former is written over v: memory for a large tensor costs more than what is computed in it.
+        """
+        v = v.abs_()
         over = tuple(range(2 if self.rescale == "channel" else 1, v.ndim))
         low, high = v.amin(over, keepdim=True), v.amax(over, keepdim=True)
         return v.sub_(low), (1 / (1e-7 + high - low)).flatten(1).expand(v.shape[:2])
@@ -138,7 +144,7 @@ class SimpleFullGrad(FullGrad):
     rescale = "layer"
 
     def term(self, bias: Tensor, G: Tensor) -> Tensor:
-        return G
+        return ops.wide(G).abs()
 
 
 class SmoothFullGrad(FullGrad):
