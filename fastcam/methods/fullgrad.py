@@ -16,6 +16,8 @@ from fastcam.methods.base import BaseCAM, warn
 from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, are_callables, class_indices, logits_of, scores
 
+_CACHED = 2**18  # numbers that stay in a core's cache
+
 
 class FullGrad(BaseCAM):
     """FullGrad (Srinivas and Fleuret, NeurIPS 2019, arXiv:1905.00780).
@@ -81,23 +83,40 @@ class FullGrad(BaseCAM):
         layers: list[Tensor] = []  # (B, *s) each, from the last call to the first
 
         def receive(_: int, bias: Tensor, G: Tensor) -> None:
-            layers.append(self._saliency(self.term(bias, G)).to(run.input.device))
+            layers.append(self._saliency(G, self.factor(bias)).to(run.input.device))
 
         G = run.gradient(column, receive, keep_graph)
         return self._fused(ops.wide(run.input) * ops.wide(G), layers[::-1], eigen_smooth)
 
-    def term(self, bias: Tensor, G: Tensor) -> Tensor:
-        """What r is taken of, `(B, C, *S)`, for a bias `(C,)` and the gradient G of the output it is added to."""
-        return ops.wide(G) * ops.wide(bias).view(-1, *[1] * (G.ndim - 2))
+    def factor(self, bias: Tensor) -> Tensor:
+        """What r is taken of, over the gradient of the output that the bias `(C,)` is added to."""
+        return bias
 
-    def _saliency(self, v: Tensor) -> Tensor:
-        """sum_c r(v_c), `(B, *S)`."""
-        v, scale = self._shifted(v)
-        return ops.channel_sum(v, scale).sum(1)
+    def _saliency(self, G: Tensor, factor: Tensor | None = None) -> Tensor:
+        """sum_c r(f_c G_c), `(B, *S)`, f `(C,)` or a number; in parts that stay in a CPU's cache."""
+        f = torch.ones((), device=G.device) if factor is None else factor
+        f = ops.wide(f).view(-1, *[1] * (G.ndim - 2)) if f.ndim else f
+        maps = G.new_zeros(len(G), *G.shape[2:], dtype=ops.wide(G[:0]).dtype)
+        images, channels = self._part(G)
+        room = torch.empty_like(G[:images, :channels], dtype=maps.dtype)
+        for i in range(0, len(G), images):
+            for c in range(0, G.shape[1], channels):
+                g = G[i : i + images, c : c + channels]
+                v = torch.mul(g, f[c : c + channels] if f.ndim else f, out=room[: len(g), : g.shape[1]])
+                v, scale = self._shifted(v.abs_())
+                maps[i : i + images].add_(ops.channel_sum(v, scale).sum(1))
+        return maps
+
+    def _part(self, G: Tensor) -> tuple[int, int]:
+        """How many images, and how many of their channels, are taken at once: all but on a CPU."""
+        if G.device.type != "cpu":
+            return len(G), G.shape[1]
+        images = max(1, _CACHED // max(1, G[0].numel()))
+        whole = self.rescale == "layer" or images > 1 or not G.is_contiguous()
+        return images, G.shape[1] if whole else max(1, _CACHED // G[0, 0].numel())
 
     def _shifted(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """|v| - min |v| and 1 / (1e-7 + max |v| - min |v|), `(B, C, *S)` and `(B, C)`, whose product is r(v)."""
-        v = ops.wide(v).abs()
+        """v - min v, in place, and 1 / (1e-7 + max v - min v), `(B, C, *S)` and `(B, C)`, for r as their product."""
         over = tuple(range(2 if self.rescale == "channel" else 1, v.ndim))
         low, high = v.amin(over, keepdim=True), v.amax(over, keepdim=True)
         return v.sub_(low), (1 / (1e-7 + high - low)).flatten(1).expand(v.shape[:2])
@@ -110,7 +129,7 @@ class FullGrad(BaseCAM):
             for m in (self._saliency(inputs), *layers):  # resizing is linear: the sum first
                 by_size[m.shape] = by_size[m.shape] + m if m.shape in by_size else m
             return torch.stack([self._resized(m, size) for m in by_size.values()]).sum(0)
-        v, scale = self._shifted(inputs)
+        v, scale = self._shifted(inputs.abs())
         channels = [*(v * scale.view(*v.shape[:2], *[1] * len(size))).unbind(1), *self._all_resized(layers, size)]
         X = torch.stack(channels, 1)  # (B, k + L, *S)
         small = self._resized(ops.min_max(X.flatten(0, 1)), [max(1, s // 8) for s in size]).unflatten(0, X.shape[:2])
@@ -137,8 +156,8 @@ class SimpleFullGrad(FullGrad):
 
     rescale = "layer"
 
-    def term(self, bias: Tensor, G: Tensor) -> Tensor:
-        return G
+    def factor(self, bias: Tensor) -> Tensor:
+        return bias.new_ones(())
 
 
 class SmoothFullGrad(FullGrad):
@@ -189,7 +208,7 @@ class SmoothFullGrad(FullGrad):
                     total.add(ops.wide(copy) * ops.wide(G))
         maps = []
         for total in sums:
-            layers = [self._saliency(self.term(b, G / self.samples)) for _, (b, G) in sorted(total.layers.items())]
+            layers = [self._saliency(G / self.samples, self.factor(b)) for _, (b, G) in sorted(total.layers.items())]
             inputs = (total.inputs / self.samples).sum(1, keepdim=True)
             maps.append(self._fused(inputs, [m.to(inputs.device) for m in layers], eigen_smooth))
         return [torch.stack(maps, 1).flatten(0, 1).unsqueeze(1)]

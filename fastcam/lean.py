@@ -1,0 +1,167 @@
+"""Operations whose graph keeps what the gradient of their input needs, and nothing for parameters; on a CPU."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class _Convolution(NamedTuple):
+    """A call of `F.conv2d` without a bias, as long as its output lives."""
+
+    output: weakref.ref[Tensor]
+    version: int
+    input: Tensor
+    input_version: int
+    weight: Tensor
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+class InputGraph(TorchFunctionMode):
+    """Inside this block a batch norm of fixed statistics, with the convolution before it, gives parameters no gradient.
+
+    What they compute is the same to the bit. PyTorch's backward pass of such a norm reads its input again and sums over
+    it for the parameters, whether or not anyone asks; without that the convolution's output need not be kept, and the
+    norm's scale goes into the convolution's weight. Gradients of the input differ by rounding.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: _Convolution | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.conv2d:
+            output = func(*args, **kwargs)
+            self._last = _convolution(output, *args, **kwargs) if output.requires_grad else None
+            return output
+        if func is F.batch_norm and torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+            last, self._last = self._last, None
+            return _batch_norm(last, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _convolution(
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> _Convolution | None:
+    plain = bias is None and input.ndim == 4 and not isinstance(padding, str) and output.device.type == "cpu"
+    if not plain or not input.requires_grad or not output.dtype == input.dtype == weight.dtype:
+        return None
+    stride, padding, dilation = ((v, v) if isinstance(v, int) else tuple(v) * (3 - len(v)) for v in (stride, padding, dilation))
+    versions = output._version, input._version
+    return _Convolution(
+        weakref.ref(output), versions[0], input, versions[1], weight.detach(), stride, padding, dilation, groups
+    )
+
+
+def _batch_norm(
+    last: _Convolution | None,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    fixed = not training and running_mean is not None and running_var is not None
+    if not (fixed and input.requires_grad and input.device.type == "cpu"):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    norm = running_mean, running_var, weight, bias, eps
+    if last is None or last.output() is not input or not _untouched(last, input):
+        return _FixedNorm.apply(input, None, input, *norm)
+    return _FixedNorm.apply(last.input, last, input.detach(), *norm)
+
+
+def _untouched(last: _Convolution, output: Tensor) -> bool:
+    """Whether nothing was written since, and nobody waits for the gradient between convolution and norm."""
+    written = output._version != last.version or last.input._version != last.input_version
+    return not (written or output._backward_hooks or output.retains_grad)
+
+
+class _FixedNorm(torch.autograd.Function):
+    """A batch norm of fixed statistics as a function of its input, or of the convolution's before it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        before: _Convolution | None,
+        z: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        eps: float,
+    ) -> Any:
+        scale = (var + eps).rsqrt() if w is None else w / (var + eps).sqrt()
+        ctx.set_materialize_grads(False)
+        ctx.before = None
+        if before is None:
+            ctx.save_for_backward(scale.view(-1, *[1] * (x.ndim - 2)))
+        else:
+            ctx.before = before._replace(input=None, weight=None)
+            ctx.save_for_backward(before.weight * scale.to(x.dtype).view(-1, 1, 1, 1), x)
+        return F.batch_norm(z, mean, var, w, b, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        if g is None:
+            return (None,) * 8
+        if ctx.before is None:
+            (scale,) = ctx.saved_tensors
+            return (g * scale).to(g.dtype), *[None] * 7
+        weight, x = ctx.saved_tensors
+        return _input_gradient(g, x, weight, ctx.before), *[None] * 7
+
+
+def _input_gradient(g: Tensor, x: Tensor, weight: Tensor, of: _Convolution) -> Tensor:
+    """The gradient of the convolution's input x, for the gradient g of its output.
+
+    oneDNN takes its time over strided kernels, and does a product of matrices no better than a product of matrices.
+    """
+    plain = of.groups == 1 and of.dilation == (1, 1) and g.is_contiguous() and x.is_contiguous()
+    if plain and weight.shape[2:] == (1, 1) and of.padding == (0, 0):
+        return _of_pixels(g, x, weight, of.stride)
+    if plain and of.stride[0] == of.stride[1] > 1 and x.shape[1] * of.stride[0] ** 2 <= 16:
+        return _of_phases(g, x, weight, of.stride[0], of.padding)
+    options = of.stride, of.padding, of.dilation, False, (0, 0), of.groups, (True, False, False)
+    return torch.ops.aten.convolution_backward(g, x, weight, None, *options)[0]
+
+
+def _of_pixels(g: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """For a kernel of one pixel: a product of matrices, put where the kernel looked."""
+    found = torch.matmul(weight.flatten(1).mT.contiguous(), g.flatten(2)).unflatten(2, g.shape[2:])
+    if stride == (1, 1):
+        return found
+    gradient = torch.zeros_like(x)
+    gradient[:, :, :: stride[0], :: stride[1]] = found
+    return gradient
+
+
+def _of_phases(g: Tensor, x: Tensor, weight: Tensor, s: int, padding: tuple[int, ...]) -> Tensor:
+    """For stride s and few input channels: the s² pixels between two steps are channels of a convolution of stride 1."""
+    (h, w), (K, C) = weight.shape[2:], weight.shape[:2]
+    taps = -(-h // s), -(-w // s)
+    kernel = F.pad(weight, (0, taps[1] * s - w, 0, taps[0] * s - h)).view(K, C, taps[0], s, taps[1], s)
+    kernel = kernel.permute(1, 3, 5, 0, 2, 4).flip(4, 5).reshape(C * s * s, K, *taps)
+    wide = F.pixel_shuffle(torch.conv2d(g, kernel, padding=(taps[0] - 1, taps[1] - 1)), s)
+    wide = wide[:, :, padding[0] :, padding[1] :][:, :, : x.shape[2], : x.shape[3]]
+    return F.pad(wide, (0, x.shape[3] - wide.shape[3], 0, x.shape[2] - wide.shape[2]))
