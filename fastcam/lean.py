@@ -113,11 +113,12 @@ class _FixedNorm(torch.autograd.Function):
         scale = (var + eps).rsqrt() if w is None else w / (var + eps).sqrt()
         ctx.set_materialize_grads(False)
         ctx.before = None
+        scale = scale.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
         if before is None:
-            ctx.save_for_backward(scale.view(-1, *[1] * (x.ndim - 2)))
+            ctx.save_for_backward(scale)
         else:
             ctx.before = before._replace(input=None, weight=None)
-            ctx.save_for_backward(before.weight * scale.to(x.dtype).view(-1, 1, 1, 1), x)
+            ctx.save_for_backward(scale, before.weight, x)
         return F.batch_norm(z, mean, var, w, b, eps=eps)
 
     @staticmethod
@@ -128,7 +129,11 @@ class _FixedNorm(torch.autograd.Function):
         if ctx.before is None:
             (scale,) = ctx.saved_tensors
             return (g * scale).to(g.dtype), *[None] * 7
-        weight, x = ctx.saved_tensors
+        scale, weight, x = ctx.saved_tensors
+        if weight.numel() < g.numel():
+            weight = weight * scale.unsqueeze(1)
+        else:
+            g = g * scale
         return _input_gradient(g, x, weight, ctx.before), *[None] * 7
 
 
@@ -148,7 +153,7 @@ def _input_gradient(g: Tensor, x: Tensor, weight: Tensor, of: _Convolution) -> T
 
 def _of_pixels(g: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> Tensor:
     """For a kernel of one pixel: a product of matrices, put where the kernel looked."""
-    found = torch.matmul(weight.flatten(1).mT.contiguous(), g.flatten(2)).unflatten(2, g.shape[2:])
+    found = torch.matmul(weight.flatten(1).mT, g.flatten(2)).unflatten(2, g.shape[2:])
     if stride == (1, 1):
         return found
     gradient = torch.zeros_like(x)
@@ -164,4 +169,5 @@ def _of_phases(g: Tensor, x: Tensor, weight: Tensor, s: int, padding: tuple[int,
     kernel = kernel.permute(1, 3, 5, 0, 2, 4).flip(4, 5).reshape(C * s * s, K, *taps)
     wide = F.pixel_shuffle(torch.conv2d(g, kernel, padding=(taps[0] - 1, taps[1] - 1)), s)
     wide = wide[:, :, padding[0] :, padding[1] :][:, :, : x.shape[2], : x.shape[3]]
-    return F.pad(wide, (0, x.shape[3] - wide.shape[3], 0, x.shape[2] - wide.shape[2]))
+    missing = x.shape[2] - wide.shape[2], x.shape[3] - wide.shape[3]  # at the end, where no step of the kernel fits
+    return F.pad(wide, (0, missing[1], 0, missing[0])) if any(missing) else wide

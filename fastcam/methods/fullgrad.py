@@ -16,7 +16,7 @@ from fastcam.methods.base import BaseCAM, warn
 from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, are_callables, class_indices, logits_of, scores
 
-_CACHED = 2**18  # numbers that stay in a core's cache
+_CACHED = 300_000  # numbers that stay in a core's cache
 
 
 class FullGrad(BaseCAM):
@@ -88,38 +88,44 @@ class FullGrad(BaseCAM):
         G = run.gradient(column, receive, keep_graph)
         return self._fused(ops.wide(run.input) * ops.wide(G), layers[::-1], eigen_smooth)
 
-    def factor(self, bias: Tensor) -> Tensor:
+    def factor(self, bias: Tensor) -> Tensor | None:
         """What r is taken of, over the gradient of the output that the bias `(C,)` is added to."""
         return bias
 
     def _saliency(self, G: Tensor, factor: Tensor | None = None) -> Tensor:
-        """sum_c r(f_c G_c), `(B, *S)`, f `(C,)` or a number; in parts that stay in a CPU's cache."""
-        f = torch.ones((), device=G.device) if factor is None else factor
-        f = ops.wide(f).view(-1, *[1] * (G.ndim - 2)) if f.ndim else f
-        maps = G.new_zeros(len(G), *G.shape[2:], dtype=ops.wide(G[:0]).dtype)
-        images, channels = self._part(G)
-        room = torch.empty_like(G[:images, :channels], dtype=maps.dtype)
-        for i in range(0, len(G), images):
-            for c in range(0, G.shape[1], channels):
-                g = G[i : i + images, c : c + channels]
-                v = torch.mul(g, f[c : c + channels] if f.ndim else f, out=room[: len(g), : g.shape[1]])
-                v, scale = self._shifted(v.abs_())
-                maps[i : i + images].add_(ops.channel_sum(v, scale).sum(1))
-        return maps
+        """sum_c r(f_c G_c), `(B, *S)`, f `(C,)`, 1 if None; in parts that stay in a CPU's cache."""
+        flat = G.flatten(2)  # (B, C, N)
+        f = None if factor is None else ops.wide(factor).abs().unsqueeze(1)
+        maps = flat.new_zeros(len(G), 1, flat.shape[2], dtype=ops.wide(flat[:0]).dtype)
+        images, channels = self._part(flat)
+        room = torch.empty_like(flat[:images, :channels], dtype=maps.dtype)
+        with ops.not_autocast(maps):
+            for i in range(0, len(G), images):
+                for c in range(0, flat.shape[1], channels):
+                    g = flat[i : i + images, c : c + channels]
+                    v = torch.abs(ops.wide(g), out=room[: len(g), : g.shape[1]])
+                    v, scale = self._shifted(v, None if f is None else f[c : c + channels])
+                    maps[i : i + images].baddbmm_(scale.mT, v)
+        return maps.view(len(G), *G.shape[2:])
 
-    def _part(self, G: Tensor) -> tuple[int, int]:
+    def _part(self, flat: Tensor) -> tuple[int, int]:
         """How many images, and how many of their channels, are taken at once: all but on a CPU."""
-        if G.device.type != "cpu":
-            return len(G), G.shape[1]
-        images = max(1, _CACHED // max(1, G[0].numel()))
-        whole = self.rescale == "layer" or images > 1 or not G.is_contiguous()
-        return images, G.shape[1] if whole else max(1, _CACHED // G[0, 0].numel())
+        if flat.device.type != "cpu":
+            return len(flat), flat.shape[1]
+        C, N = flat.shape[1:]
+        if self.rescale == "layer" or C * N <= _CACHED or flat.stride(2) != 1:
+            return max(1, _CACHED // (C * N)), C
+        return 1, -(-C // -(-C * N // _CACHED))
 
-    def _shifted(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """v - min v, in place, and 1 / (1e-7 + max v - min v), `(B, C, *S)` and `(B, C)`, for r as their product."""
-        over = tuple(range(2 if self.rescale == "channel" else 1, v.ndim))
-        low, high = v.amin(over, keepdim=True), v.amax(over, keepdim=True)
-        return v.sub_(low), (1 / (1e-7 + high - low)).flatten(1).expand(v.shape[:2])
+    def _shifted(self, v: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Of v >= 0, `(B, C, N)`, which is written into, v - min and what makes r(f v) of that, `(B, C, 1)`."""
+        if self.rescale == "layer":
+            v, factor = v if factor is None else v.mul_(factor), None
+        over = 2 if self.rescale == "channel" else (1, 2)
+        low = v.amin(over, keepdim=True)
+        width = v.amax(over, keepdim=True).sub_(low)
+        scale = 1 / (1e-7 + width) if factor is None else factor / (1e-7 + factor * width)
+        return v.sub_(low), scale.expand(*v.shape[:2], 1)
 
     def _fused(self, inputs: Tensor, layers: Sequence[Tensor], eigen_smooth: bool) -> Tensor:
         """The map `(B, *S)` from x dy/dx, `(B, k, *S)`, and the layers' maps in the order of their calls."""
@@ -129,8 +135,8 @@ class FullGrad(BaseCAM):
             for m in (self._saliency(inputs), *layers):  # resizing is linear: the sum first
                 by_size[m.shape] = by_size[m.shape] + m if m.shape in by_size else m
             return torch.stack([self._resized(m, size) for m in by_size.values()]).sum(0)
-        v, scale = self._shifted(inputs.abs())
-        channels = [*(v * scale.view(*v.shape[:2], *[1] * len(size))).unbind(1), *self._all_resized(layers, size)]
+        v, scale = self._shifted(inputs.flatten(2).abs())
+        channels = [*(v * scale).unflatten(2, size).unbind(1), *self._all_resized(layers, size)]
         X = torch.stack(channels, 1)  # (B, k + L, *S)
         small = self._resized(ops.min_max(X.flatten(0, 1)), [max(1, s // 8) for s in size]).unflatten(0, X.shape[:2])
         return self._resized(ops.min_max(ops.principal_component(small, self.sign).sum(1)), size)
@@ -156,8 +162,8 @@ class SimpleFullGrad(FullGrad):
 
     rescale = "layer"
 
-    def factor(self, bias: Tensor) -> Tensor:
-        return bias.new_ones(())
+    def factor(self, bias: Tensor) -> Tensor | None:
+        return None
 
 
 class SmoothFullGrad(FullGrad):
