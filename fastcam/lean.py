@@ -43,10 +43,16 @@ class InputGraph(TorchFunctionMode):
             output = func(*args, **kwargs)
             self._last = _convolution(output, *args, **kwargs) if output.requires_grad else None
             return output
-        if func is F.batch_norm and torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        if func is F.batch_norm and torch.is_grad_enabled() and not _transformed():
             last, self._last = self._last, None
             return _batch_norm(last, *args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _transformed() -> bool:
+    """Whether a checkpoint, which expects the very same operations again, or `torch.func` is about."""
+    kept_by_others = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return kept_by_others or torch._C._are_functorch_transforms_active()
 
 
 def _convolution(
@@ -60,13 +66,12 @@ def _convolution(
     groups: int = 1,
 ) -> _Convolution | None:
     plain = bias is None and input.ndim == 4 and not isinstance(padding, str) and output.device.type == "cpu"
-    if not plain or not input.requires_grad or not output.dtype == input.dtype == weight.dtype:
+    exact = output.dtype in (torch.float32, torch.float64) and output.dtype == input.dtype == weight.dtype
+    if not (plain and exact and input.requires_grad):
         return None
-    stride, padding, dilation = ((v, v) if isinstance(v, int) else tuple(v) * (3 - len(v)) for v in (stride, padding, dilation))
+    steps = ((v, v) if isinstance(v, int) else tuple(v) * (3 - len(v)) for v in (stride, padding, dilation))
     versions = output._version, input._version
-    return _Convolution(
-        weakref.ref(output), versions[0], input, versions[1], weight.detach(), stride, padding, dilation, groups
-    )
+    return _Convolution(weakref.ref(output), versions[0], input, versions[1], weight.detach(), *steps, groups)
 
 
 def _batch_norm(
@@ -113,7 +118,7 @@ class _FixedNorm(torch.autograd.Function):
         scale = (var + eps).rsqrt() if w is None else w / (var + eps).sqrt()
         ctx.set_materialize_grads(False)
         ctx.before = None
-        scale = scale.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
+        scale = scale.view(-1, *[1] * (x.ndim - 2))
         if before is None:
             ctx.save_for_backward(scale)
         else:
@@ -126,15 +131,17 @@ class _FixedNorm(torch.autograd.Function):
         (g,) = gradients
         if g is None:
             return (None,) * 8
-        if ctx.before is None:
-            (scale,) = ctx.saved_tensors
-            return (g * scale).to(g.dtype), *[None] * 7
-        scale, weight, x = ctx.saved_tensors
-        if weight.numel() < g.numel():
-            weight = weight * scale.unsqueeze(1)
-        else:
-            g = g * scale
-        return _input_gradient(g, x, weight, ctx.before), *[None] * 7
+        return _norm_gradient(g, ctx.before, *ctx.saved_tensors), *[None] * 7
+
+
+def _norm_gradient(
+    g: Tensor, before: _Convolution | None, scale: Tensor, weight: Tensor | None = None, x: Tensor | None = None
+) -> Tensor:
+    if before is None or weight is None or x is None:
+        return (g * scale).to(g.dtype)
+    if weight.numel() < g.numel():
+        return _input_gradient(g, x, weight * scale.unsqueeze(1), before)
+    return _input_gradient(g * scale, x, weight, before)
 
 
 def _input_gradient(g: Tensor, x: Tensor, weight: Tensor, of: _Convolution) -> Tensor:
