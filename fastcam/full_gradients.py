@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastcam.inputs import Inputs
 from fastcam.intercept import intercepted
-from fastcam.lean import InputGraph
+from fastcam.lean import input_graph
 from fastcam.record import Run, all_modules, call, check_not_scripted, evaluation, owned, unwrap
 
 Receive = Callable[[int, Tensor, Tensor], None]  # which of the biased calls, bias (C,), gradient (B, C, *S)
@@ -112,6 +112,6 @@ def full_gradients(model: nn.Module, x: Tensor | Inputs) -> Iterator[FullGradien
     with evaluation(net), intercepted(compiled, lambda _, forward, args, kwargs: forward(*args, **kwargs)):
         x = owned(net, x if isinstance(x, Inputs) else Inputs(x)).map(Tensor.detach)
         leaf = x.image.clone().requires_grad_()
-        with torch.enable_grad(), InputGraph(), _BiasedCalls(leaf) as calls:
+        with torch.enable_grad(), input_graph(net), _BiasedCalls(leaf) as calls:
             output = call(net, x.with_image(leaf).clone())  # a model may begin with an operation in place
         yield FullGradientRun(net, x, leaf, output, calls)

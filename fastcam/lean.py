@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fastcam.record import all_modules
+
+
+def input_graph(net: nn.Module) -> AbstractContextManager[Any]:
+    """`InputGraph` where the model has a batch norm: others need not pay for having each operation looked at."""
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in all_modules(net))
+    return InputGraph() if norms else nullcontext()
+
+
+Settings = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+
 
 class _Convolution(NamedTuple):
-    """A call of `F.conv2d` without a bias, as long as its output lives."""
+    """A call of `F.conv2d` without a bias, as long as its output lives.
+
+    versions   of output and input
+    settings   stride, padding, dilation, groups
+    """
 
     output: weakref.ref[Tensor]
-    version: int
+    versions: tuple[int, int]
     input: Tensor
-    input_version: int
     weight: Tensor
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
+    settings: Settings
 
 
 class InputGraph(TorchFunctionMode):
@@ -69,9 +81,13 @@ def _convolution(
     exact = output.dtype in (torch.float32, torch.float64) and output.dtype == input.dtype == weight.dtype
     if not (plain and exact and input.requires_grad):
         return None
-    steps = ((v, v) if isinstance(v, int) else tuple(v) * (3 - len(v)) for v in (stride, padding, dilation))
     versions = output._version, input._version
-    return _Convolution(weakref.ref(output), versions[0], input, versions[1], weight.detach(), *steps, groups)
+    settings = _pair(stride), _pair(padding), _pair(dilation), groups
+    return _Convolution(weakref.ref(output), versions, input, weight.detach(), settings)
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value) * (3 - len(value))
 
 
 def _batch_norm(
@@ -96,7 +112,7 @@ def _batch_norm(
 
 def _untouched(last: _Convolution, output: Tensor) -> bool:
     """Whether nothing was written since, and nobody waits for the gradient between convolution and norm."""
-    written = output._version != last.version or last.input._version != last.input_version
+    written = (output._version, last.input._version) != last.versions
     return not (written or output._backward_hooks or output.retains_grad)
 
 
@@ -116,14 +132,10 @@ class _FixedNorm(torch.autograd.Function):
         eps: float,
     ) -> Any:
         scale = (var + eps).rsqrt() if w is None else w / (var + eps).sqrt()
-        ctx.set_materialize_grads(False)
-        ctx.before = None
         scale = scale.view(-1, *[1] * (x.ndim - 2))
-        if before is None:
-            ctx.save_for_backward(scale)
-        else:
-            ctx.before = before._replace(input=None, weight=None)
-            ctx.save_for_backward(scale, before.weight, x)
+        ctx.set_materialize_grads(False)
+        ctx.settings = None if before is None else before.settings
+        ctx.save_for_backward(*((scale,) if before is None else (scale, before.weight, x)))
         return F.batch_norm(z, mean, var, w, b, eps=eps)
 
     @staticmethod
@@ -131,30 +143,31 @@ class _FixedNorm(torch.autograd.Function):
         (g,) = gradients
         if g is None:
             return (None,) * 8
-        return _norm_gradient(g, ctx.before, *ctx.saved_tensors), *[None] * 7
+        return _norm_gradient(g, ctx.settings, *ctx.saved_tensors), *[None] * 7
 
 
 def _norm_gradient(
-    g: Tensor, before: _Convolution | None, scale: Tensor, weight: Tensor | None = None, x: Tensor | None = None
+    g: Tensor, settings: Settings | None, scale: Tensor, weight: Tensor | None = None, x: Tensor | None = None
 ) -> Tensor:
-    if before is None or weight is None or x is None:
+    if settings is None or weight is None or x is None:
         return (g * scale).to(g.dtype)
-    if weight.numel() < g.numel():
-        return _input_gradient(g, x, weight * scale.unsqueeze(1), before)
-    return _input_gradient(g * scale, x, weight, before)
+    if weight.numel() < g.numel():  # the scale goes into what is smaller
+        return _input_gradient(g, x, weight * scale.unsqueeze(1), settings)
+    return _input_gradient(g * scale, x, weight, settings)
 
 
-def _input_gradient(g: Tensor, x: Tensor, weight: Tensor, of: _Convolution) -> Tensor:
+def _input_gradient(g: Tensor, x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """The gradient of the convolution's input x, for the gradient g of its output.
 
-    oneDNN takes its time over strided kernels, and does a product of matrices no better than a product of matrices.
+    PyTorch takes twice to five times as long over strided kernels of a pixel and those on few channels.
     """
-    plain = of.groups == 1 and of.dilation == (1, 1) and g.is_contiguous() and x.is_contiguous()
-    if plain and weight.shape[2:] == (1, 1) and of.padding == (0, 0):
-        return _of_pixels(g, x, weight, of.stride)
-    if plain and of.stride[0] == of.stride[1] > 1 and x.shape[1] * of.stride[0] ** 2 <= 16:
-        return _of_phases(g, x, weight, of.stride[0], of.padding)
-    options = of.stride, of.padding, of.dilation, False, (0, 0), of.groups, (True, False, False)
+    stride, padding, dilation, groups = settings
+    plain = groups == 1 and dilation == (1, 1) and g.is_contiguous() and x.is_contiguous()
+    if plain and weight.shape[2:] == (1, 1) and padding == (0, 0):
+        return _of_pixels(g, x, weight, stride)
+    if plain and stride[0] == stride[1] > 1 and x.shape[1] * stride[0] ** 2 <= 16:
+        return _of_phases(g, x, weight, stride[0], padding)
+    options = stride, padding, dilation, False, (0, 0), groups, (True, False, False)
     return torch.ops.aten.convolution_backward(g, x, weight, None, *options)[0]
 
 
@@ -169,7 +182,7 @@ def _of_pixels(g: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...]) ->
 
 
 def _of_phases(g: Tensor, x: Tensor, weight: Tensor, s: int, padding: tuple[int, ...]) -> Tensor:
-    """For stride s and few input channels: the s² pixels between two steps are channels of a convolution of stride 1."""
+    """For stride s and few input channels: the s² pixels of a step are channels of a convolution of stride 1."""
     (h, w), (K, C) = weight.shape[2:], weight.shape[:2]
     taps = -(-h // s), -(-w // s)
     kernel = F.pad(weight, (0, taps[1] * s - w, 0, taps[0] * s - h)).view(K, C, taps[0], s, taps[1], s)

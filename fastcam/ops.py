@@ -78,8 +78,8 @@ def pooled_maps(A: Tensor, W: Tensor, weighting: str) -> Tensor | None:
     total = A.sum(2, keepdim=True)
     with not_autocast(A):
         if weighting == "gradcam++":
-            maps = torch.stack([_plus_plus(a, w, t) for a, w, t in zip(A, W.expand(len(A), *W.shape[-2:]), total)])
-            return maps.view(-1, 1, *S)
+            each = zip(A, W.expand(len(A), *W.shape[-2:]), total, strict=True)
+            return torch.cat([_plus_plus(*of_image) for of_image in each]).view(-1, 1, *S)
         A = A * (total / (total + 1e-7) / N) if weighting == "xgradcam" else A / N
         W = W.relu() if weighting == "layercam" else W
         if W.ndim == 3:
