@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from fastcam.inputs import Inputs
 from fastcam.intercept import intercepted
-from fastcam.record import Run, call, check_not_scripted, evaluation, owned, unwrap
+from fastcam.lean import input_graph
+from fastcam.record import Run, all_modules, call, check_not_scripted, evaluation, owned, unwrap
 
 Receive = Callable[[int, Tensor, Tensor], None]  # which of the biased calls, bias (C,), gradient (B, C, *S)
 
@@ -107,10 +108,10 @@ def full_gradients(model: nn.Module, x: Tensor | Inputs) -> Iterator[FullGradien
     """Run `model(x)` once with its graph, for `FullGradientRun.gradient`."""
     net = unwrap(model)
     check_not_scripted(net, "where biases are added")
-    compiled = [m for m in net.modules() if m is not net and getattr(m, "_compiled_call_impl", None)]
+    compiled = [m for m in all_modules(net) if m is not net and getattr(m, "_compiled_call_impl", None)]
     with evaluation(net), intercepted(compiled, lambda _, forward, args, kwargs: forward(*args, **kwargs)):
         x = owned(net, x if isinstance(x, Inputs) else Inputs(x)).map(Tensor.detach)
         leaf = x.image.clone().requires_grad_()
-        with torch.enable_grad(), _BiasedCalls(leaf) as calls:
+        with torch.enable_grad(), input_graph(net), _BiasedCalls(leaf) as calls:
             output = call(net, x.with_image(leaf).clone())  # a model may begin with an operation in place
         yield FullGradientRun(net, x, leaf, output, calls)

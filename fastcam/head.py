@@ -17,7 +17,8 @@ def linear_head(activation: Tensor, logits: Tensor) -> Tensor:
     """
     product: Any = logits.grad_fn
     if _name(product) == "AddmmBackward0":
-        weight, node = product._saved_mat2.mT * product._saved_alpha, product.next_functions[1][0]  # (K, C)
+        weight, node = product._saved_mat2.mT, product.next_functions[1][0]  # (K, C)
+        weight = weight if product._saved_alpha == 1 else weight * product._saved_alpha
     elif _name(product) == "MmBackward0":  # a linear layer without a bias
         weight, node = product._saved_mat2.mT, product.next_functions[0][0]
     else:

@@ -65,24 +65,39 @@ def weighted_activations(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     return channel_weights(A, G, weighting).view(*A.shape[:2], *[1] * (A.ndim - 2)) * A
 
 
-def uniform_weights(A: Tensor, g: Tensor, weighting: str) -> Tensor | None:
-    """The weights `(B, T, C)` whose sum over channels is the map, for gradients g `(B, T, C)` that are one everywhere.
+def pooled_maps(A: Tensor, W: Tensor, weighting: str) -> Tensor | None:
+    """The T maps of each image, `(B * T, 1, *S)`, for targets W · mean(A), W `(B, T, C)` or `(T, C)` for every image.
 
-    What `weighted_activations` comes to for G_cij = g_c; None for "gradcamelementwise", which is no weighted sum then.
+    `weighted_activations(A, G, weighting).sum(1)` for G_cij = W_c / N at each of the N positions, by one product of
+    matrices where the weights are the same for every image; None for "gradcamelementwise", which is no weighted sum.
     """
-    S = wide(A).flatten(2).sum(2).unsqueeze(1)  # (B, 1, C)
-    g = wide(g)
-    if weighting in ("gradcam", "hirescam"):
-        return g
-    if weighting == "layercam":
-        return g.relu()
-    if weighting == "xgradcam":
-        return g * S / (S + 1e-7)
-    if weighting == "gradcam++":
+    if weighting == "gradcamelementwise":
+        return None
+    S, N = A.shape[2:], A.shape[2:].numel()
+    A, W = wide(A).flatten(2), wide(W)  # (B, C, N)
+    total = A.sum(2, keepdim=True)
+    with not_autocast(A):
+        if weighting == "gradcam++":
+            each = zip(A, W.expand(len(A), *W.shape[-2:]), total, strict=True)
+            return torch.cat([_plus_plus(*of_image) for of_image in each]).view(-1, 1, *S)
+        A = A * (total / (total + 1e-7) / N) if weighting == "xgradcam" else A / N
+        W = W.relu() if weighting == "layercam" else W
+        if W.ndim == 3:
+            return torch.bmm(W, A).view(-1, 1, *S)
+        maps = W @ A.movedim(1, 0).flatten(1)  # (T, B * N)
+    return maps.unflatten(1, (-1, N)).movedim(1, 0).reshape(-1, 1, *S)
+
+
+def _plus_plus(A: Tensor, W: Tensor, total: Tensor) -> Tensor:
+    """Grad-CAM++'s maps `(T, N)` of one image, A `(C, N)`, for W `(T, C)`; a few at a time stay in a CPU's cache."""
+    C, N = A.shape
+    maps = []
+    for w in W.split(len(W) if A.is_cuda else max(1, 100_000 // C)):
+        g = w.relu() / N
         square = g * g
-        alpha = square / (2 * square + S * (square * g) + 1e-6)
-        return g.relu() * torch.where(g != 0, alpha, 0) * A.shape[2:].numel()
-    return None
+        divisor = torch.addcmul(2 * square, square * g, total.mT).add_(1e-6)
+        maps.append((g.mul_(square).div_(divisor)) @ A)
+    return torch.cat(maps) * N
 
 
 def channel_sum(A: Tensor, weights: Tensor) -> Tensor:

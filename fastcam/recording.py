@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,9 +46,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            named = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
-            by_place = [v for a, v in zip(func._schema.arguments, args, strict=False) if a.name in named]
+        if named := _written_by(func):
+            by_place = [v for name, v in zip(named, args, strict=False) if name]
             for t in pytree.tree_leaves([*by_place, *(v for k, v in kwargs.items() if k in named)]):
                 if isinstance(t, Tensor):
                     self._before_write(t)
@@ -136,6 +136,14 @@ class _Recorder(TorchDispatchMode):
             parts = [(step.output, list(step.writes.values())) for step in tail.steps]
             found += [r for r in pytree.tree_leaves([tail.output, parts]) if isinstance(r, Record)]
         return found
+
+
+@cache
+def _written_by(func: Any) -> tuple[str, ...]:
+    """The names of the arguments that an operation writes into, "" in the places of the others; empty for none."""
+    if not func._schema.is_mutable:
+        return ()
+    return tuple(a.name if a.alias_info is not None and a.alias_info.is_write else "" for a in func._schema.arguments)
 
 
 def _ancestors(net: nn.Module, layers: set[nn.Module]) -> set[nn.Module]:

@@ -111,8 +111,6 @@ def toy():
     return problem.Problem.of("toy", 1, "cpu")
 
 
-
-
 def test_a_case_from_end_to_end(tmp_path):
     options = ["methods", "--device", "cpu", "--model", "toy", "--batch", "1"]
     options += ["--method", "gradcam", "--method", "eigencam", "--repetitions", "2", "--threads", "1"]

@@ -465,3 +465,14 @@ def test_arguments_of_the_wrong_kind():
         FullGrad(net)(x.numpy())
     with pytest.raises(ValueError, match="takes 3 channels, input_tensor has 1"):
         FullGrad(net)(x[:, :1])
+
+
+@pytest.mark.parametrize("cached", [1, 100, 700, 10**9])
+@pytest.mark.parametrize("cls", FAMILY)
+def test_the_parts_that_stay_in_cache_change_nothing(cls, cached, monkeypatch):
+    net, x = tiny(), photos(3)
+    expected = method(cls, net).attribute(x, 1, normalize=False)
+    channels_last = method(cls, net).attribute(x.contiguous(memory_format=torch.channels_last), 1, normalize=False)
+    monkeypatch.setattr("fastcam.methods.fullgrad._CACHED", cached)
+    torch.testing.assert_close(method(cls, net).attribute(x, 1, normalize=False), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(channels_last, expected, rtol=1e-3, atol=1e-4)

@@ -16,6 +16,8 @@ from fastcam.methods.base import BaseCAM, warn
 from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, are_callables, class_indices, logits_of, scores
 
+_CACHED = 300_000  # numbers that stay in a core's cache
+
 
 class FullGrad(BaseCAM):
     """FullGrad (Srinivas and Fleuret, NeurIPS 2019, arXiv:1905.00780).
@@ -81,32 +83,49 @@ class FullGrad(BaseCAM):
         layers: list[Tensor] = []  # (B, *s) each, from the last call to the first
 
         def receive(_: int, bias: Tensor, G: Tensor) -> None:
-            layers.append(self._saliency(self.term(bias, G)).to(run.input.device))
+            layers.append(self._saliency(G, self.factor(bias)).to(run.input.device))
 
         G = run.gradient(column, receive, keep_graph)
         return self._fused(ops.wide(run.input) * ops.wide(G), layers[::-1], eigen_smooth)
 
-    def term(self, bias: Tensor, G: Tensor) -> Tensor:
-        """What r is taken of, `(B, C, *S)`, for a bias `(C,)` and the gradient G of the output it is added to.
+    def factor(self, bias: Tensor) -> Tensor | None:
+        """What r is taken of, over the gradient of the output that the bias `(C,)` is added to."""
+        return bias
 
-        Or its absolute value; in memory of its own, which is overwritten.
-        """
-        return ops.wide(G) * ops.wide(bias).view(-1, *[1] * (G.ndim - 2))
+    def _saliency(self, G: Tensor, factor: Tensor | None = None) -> Tensor:
+        """sum_c r(f_c G_c), `(B, *S)`, f `(C,)`, 1 if None; in parts that stay in a CPU's cache."""
+        flat = G.flatten(2)  # (B, C, N)
+        f = None if factor is None else ops.wide(factor).abs().unsqueeze(1)
+        maps = flat.new_zeros(len(G), 1, flat.shape[2], dtype=ops.wide(flat[:0]).dtype)
+        images, channels = self._part(flat)
+        room = torch.empty_like(flat[:images, :channels], dtype=maps.dtype)
+        with ops.not_autocast(maps):
+            for i in range(0, len(G), images):
+                for c in range(0, flat.shape[1], channels):
+                    g = flat[i : i + images, c : c + channels]
+                    v = torch.abs(ops.wide(g), out=room[: len(g), : g.shape[1]])
+                    v, scale = self._shifted(v, None if f is None else f[c : c + channels])
+                    maps[i : i + images].baddbmm_(scale.mT, v)
+        return maps.view(len(G), *G.shape[2:])
 
-    def _saliency(self, v: Tensor) -> Tensor:
-        """sum_c r(v_c), `(B, *S)`; v is overwritten."""
-        v, scale = self._shifted(v)
-        return ops.channel_sum(v, scale).sum(1)
+    def _part(self, flat: Tensor) -> tuple[int, int]:
+        """How many images, and how many of their channels, are taken at once: all but on a CPU."""
+        if flat.device.type != "cpu":
+            return len(flat), flat.shape[1]
+        C, N = flat.shape[1:]
+        if self.rescale == "layer" or C * N <= _CACHED or flat.stride(2) != 1:
+            return max(1, _CACHED // (C * N)), C
+        return 1, -(-C // -(-C * N // _CACHED))
 
-    def _shifted(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """|v| - min |v| and 1 / (1e-7 + max |v| - min |v|), `(B, C, *S)` and `(B, C)`, whose product is r(v).
-
-        The former is written over v: memory for a large tensor costs more than what is computed in it.
-        """
-        v = v.abs_()
-        over = tuple(range(2 if self.rescale == "channel" else 1, v.ndim))
-        low, high = v.amin(over, keepdim=True), v.amax(over, keepdim=True)
-        return v.sub_(low), (1 / (1e-7 + high - low)).flatten(1).expand(v.shape[:2])
+    def _shifted(self, v: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Of v >= 0, `(B, C, N)`, which is written into, v - min and what makes r(f v) of that, `(B, C, 1)`."""
+        if self.rescale == "layer":
+            v, factor = v if factor is None else v.mul_(factor), None
+        over = 2 if self.rescale == "channel" else (1, 2)
+        low = v.amin(over, keepdim=True)
+        width = v.amax(over, keepdim=True).sub_(low)
+        scale = 1 / (1e-7 + width) if factor is None else factor / (1e-7 + factor * width)
+        return v.sub_(low), scale.expand(*v.shape[:2], 1)
 
     def _fused(self, inputs: Tensor, layers: Sequence[Tensor], eigen_smooth: bool) -> Tensor:
         """The map `(B, *S)` from x dy/dx, `(B, k, *S)`, and the layers' maps in the order of their calls."""
@@ -116,8 +135,8 @@ class FullGrad(BaseCAM):
             for m in (self._saliency(inputs), *layers):  # resizing is linear: the sum first
                 by_size[m.shape] = by_size[m.shape] + m if m.shape in by_size else m
             return torch.stack([self._resized(m, size) for m in by_size.values()]).sum(0)
-        v, scale = self._shifted(inputs)
-        channels = [*(v * scale.view(*v.shape[:2], *[1] * len(size))).unbind(1), *self._all_resized(layers, size)]
+        v, scale = self._shifted(inputs.flatten(2).abs())
+        channels = [*(v * scale).unflatten(2, size).unbind(1), *self._all_resized(layers, size)]
         X = torch.stack(channels, 1)  # (B, k + L, *S)
         small = self._resized(ops.min_max(X.flatten(0, 1)), [max(1, s // 8) for s in size]).unflatten(0, X.shape[:2])
         return self._resized(ops.min_max(ops.principal_component(small, self.sign).sum(1)), size)
@@ -143,8 +162,8 @@ class SimpleFullGrad(FullGrad):
 
     rescale = "layer"
 
-    def term(self, bias: Tensor, G: Tensor) -> Tensor:
-        return ops.wide(G).abs()
+    def factor(self, bias: Tensor) -> Tensor | None:
+        return None
 
 
 class SmoothFullGrad(FullGrad):
@@ -195,7 +214,7 @@ class SmoothFullGrad(FullGrad):
                     total.add(ops.wide(copy) * ops.wide(G))
         maps = []
         for total in sums:
-            layers = [self._saliency(self.term(b, G / self.samples)) for _, (b, G) in sorted(total.layers.items())]
+            layers = [self._saliency(G / self.samples, self.factor(b)) for _, (b, G) in sorted(total.layers.items())]
             inputs = (total.inputs / self.samples).sum(1, keepdim=True)
             maps.append(self._fused(inputs, [m.to(inputs.device) for m in layers], eigen_smooth))
         return [torch.stack(maps, 1).flatten(0, 1).unsqueeze(1)]

@@ -48,11 +48,8 @@ class GradientCAM(BaseCAM):
             W = linear_head(run.attached(run.layers[0]), logits)  # (K, C)
         except ValueError:
             return None
-        indices = class_indices(targets, logits)  # (B, T)
-        indices = indices[:1] if indices.stride(0) == 0 else indices  # one list of classes for all images
-        g = W[indices] / A[0].shape[2:].numel()  # (B or 1, T, C), the gradient at each position
-        weights = ops.uniform_weights(A[0], g, self.weighting)
-        return None if weights is None else [ops.channel_sum(A[0], weights.expand(len(A[0]), -1, -1))]
+        maps = ops.pooled_maps(A[0], _rows_of(W, class_indices(targets, logits)), self.weighting)
+        return None if maps is None else [maps]
 
     def _warn_if_zero(self, run: Run, gradients: Sequence[Tensor]) -> None:
         """Warn where the gradient is 0 everywhere; a GPU, which would have to wait, is asked until a layer is alive."""
@@ -73,6 +70,15 @@ class GradientCAM(BaseCAM):
         except ValueError:  # no such layer in the model
             return ""
         return f"; a better layer is {layer_name(self.model, better)!r}" if better is not layer else ""
+
+
+def _rows_of(W: Tensor, indices: Tensor) -> Tensor:
+    """The weights `(B, T, C)` of classes `(B, T)`, or `(T, C)` where all images have the same; a GPU is not asked."""
+    first = indices[0]
+    if indices.stride(0) and len(indices) > 1 and (indices.is_cuda or not bool((indices == first).all())):
+        return W[indices]
+    everything = not indices.is_cuda and torch.equal(first, torch.arange(len(W)))
+    return W if everything else W[first]
 
 
 class GradCAM(GradientCAM):

@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from fastcam.inputs import Inputs
 from fastcam.intercept import intercepted
-from fastcam.record import Stop, call, check_ran, evaluation, first_tensor, hooked, owned, unwrap
+from fastcam.lean import input_graph
+from fastcam.record import (
+    Stop,
+    all_modules,
+    call,
+    check_ran,
+    evaluation,
+    first_tensor,
+    hooked,
+    made_in_inference,
+    owned,
+    unwrap,
+)
 
 
 class Seen(NamedTuple):
@@ -35,7 +47,7 @@ def differentiable(
     the layers, unless `complete` or there is none. Raises as `record` does.
     """
     net = unwrap(model)
-    if any(p.is_inference() for p in net.parameters()):
+    if made_in_inference(net):
         raise RuntimeError(
             f"{type(net).__name__} was created or loaded inside torch.inference_mode(), its parameters give no "
             "gradient: create it outside"
@@ -64,8 +76,9 @@ def differentiable(
 
     with evaluation(net), ExitStack() as stack:
         # Compiled parts call no hooks and no mode sees into them.
-        compiled = [m for m in net.modules() if m is not net and getattr(m, "_compiled_call_impl", None)]
+        compiled = [m for m in all_modules(net) if m is not net and getattr(m, "_compiled_call_impl", None)]
         stack.enter_context(intercepted(compiled, lambda _, forward, args, kwargs: forward(*args, **kwargs)))
         stack.enter_context(hooked(wanted, keep))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(input_graph(net))
         yield run
