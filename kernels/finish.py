@@ -103,9 +103,9 @@ def _finish_kernel(
         row, column, inside = sample(first, ROWS, COLUMNS, H, W, SH, SW, False)
         lowest, highest = wider(lowest, highest, _fused(scratch, row, column, inside, LAYERS, H, W), inside)
     lowest, highest = extremes(lowest, highest)
+    scale = tl.div_rn(1.0, len(LAYERS) * 1e-7 + (highest - lowest))  # the factor because these are sums, not means
     for start in range(0, BAND, BH):
         row = y + start
         inside = (row < H) & (x < W)
-        v = _fused(scratch, row, x, inside, LAYERS, H, W) - lowest
-        v /= len(LAYERS) * 1e-7 + (highest - lowest)  # the factor because these are sums, not means
-        tl.store(finished + (b * H + row) * W + x, tl.where(v < 0, 0, tl.where(v > 1, 1, v)), mask=inside)
+        v = (_fused(scratch, row, x, inside, LAYERS, H, W) - lowest) * scale
+        tl.store(finished + (b * H + row) * W + x, tl.clamp(v, 0.0, 1.0, tl.PropagateNan.ALL), mask=inside)

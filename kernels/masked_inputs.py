@@ -81,11 +81,11 @@ def _masked_kernel(
         row, beside, inside = sample(first, ROWS, COLUMNS, H, W, SH, SW, ALIGN)
         lowest, highest = wider(lowest, highest, _resized(mask, row, beside, inside, h, w, H, W, ALIGN), inside)
     lowest, highest = extremes(lowest, highest)
+    scale = tl.div_rn(1.0, (highest - lowest) + 1e-8)
     for start in range(0, BAND, BH):
         row = y + start
         inside = (row < H) & (j < ALONG)
-        m = _resized(mask, row, column, inside, h, w, H, W, ALIGN) - lowest
-        m = tl.div_rn(m, (highest - lowest) + 1e-8)
+        m = (_resized(mask, row, column, inside, h, w, H, W, ALIGN) - lowest) * scale
         for k in range(PER_LANE):
             at = k * (H * W) + row * ALONG + j
             value = _load(x + b * (K * H * W) + at, inside) * m

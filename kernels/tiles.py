@@ -58,11 +58,14 @@ def channel_weights(element_size: int, channels_last: bool) -> tuple[int, int, i
 def resized(images: int, H: int, W: int, samples: int, element_size: int) -> tuple[int, int, int, int]:
     """Of a kernel that resizes maps to H rows of W: rows and columns at a time, rows of a program, and warps.
 
-    16 bytes a thread; columns that pad W least. A program writes an eighth of a multiprocessor's share (an H100's), but
-    1024 to 16384 elements, and no fewer than a quarter of the samples that it takes before.
+    1024 elements at a time, 16 bytes a thread, in the shape that pads the image least. A program writes an eighth of
+    the share of one of 132 multiprocessors, but 1024 to 16384 elements, and a quarter of the samples it takes before.
     """
-    columns = min((32, 64, 128, 256), key=lambda width: (cdiv(W, width) * width, -width))
-    columns = min(columns, next_power_of_2(W))
+
+    def padded(columns: int) -> tuple[int, int]:
+        return cdiv(W, columns) * columns * cdiv(H, 1024 // columns) * (1024 // columns), -columns
+
+    columns = min((32, 64, 128, 256, 512, 1024), key=padded)
     wanted = max(images * H * W // (8 * 132), samples // 4, 1024)
     elements = min(next_power_of_2(wanted + 1) // 2, 16384)
     rows = 1024 // columns
@@ -71,7 +74,7 @@ def resized(images: int, H: int, W: int, samples: int, element_size: int) -> tup
 
 def sample_tile(rows: int, columns: int) -> tuple[int, int]:
     """Rows and columns of samples at a time, at most 1024 together."""
-    width = min(next_power_of_2(columns), 32)
+    width = min(next_power_of_2(columns), 1024 // min(next_power_of_2(rows), 32))
     return min(next_power_of_2(rows), 1024 // width), width
 
 
