@@ -17,6 +17,10 @@ from torch import Tensor
 
 from fastcam.kernels import tiles
 
+# The axis that lies across the threads once the last one does; the compiler fills the others from their end or, in
+# triton 3.6, from their beginning.
+ACROSS = tl.constexpr(0 if triton.__version__.startswith("3.6.") else 2)
+
 
 def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     """Partial maps fp32 `(B, P, *S)` of activations A and gradients G, `(B, C, *S)` in fp16, bf16 or fp32, any strides.
@@ -64,6 +68,15 @@ def _channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
 
 
 @triton.jit
+def _along(AXIS: tl.constexpr, SIZE: tl.constexpr):
+    """0, 1, ... along the first or the third of four axes."""
+    if AXIS == 0:
+        return tl.arange(0, SIZE)[:, None, None, None]
+    else:
+        return tl.arange(0, SIZE)[None, None, :, None]
+
+
+@triton.jit
 def _load(ptr, c, n, c_inside, n_inside, strides: tl.constexpr):
     """(NR, CR, CT, NT) in fp32, 0 outside; a row that repeats one value (weights, a mean's gradient) is read once."""
     if strides[2] == 0:
@@ -73,7 +86,7 @@ def _load(ptr, c, n, c_inside, n_inside, strides: tl.constexpr):
 
 @triton.jit
 def _row_sum(x):
-    return tl.sum(tl.sum(x, 0, keep_dims=True), 3, keep_dims=True)
+    return tl.sum(tl.sum(x, 2 - ACROSS, keep_dims=True), 3, keep_dims=True)
 
 
 @triton.jit
@@ -107,10 +120,10 @@ def _reduce_kernel(
     TILES: tl.constexpr = tl.cdiv(N, NR * NT)
     b = (tl.program_id(0) // TILES).to(tl.int64)
     p = tl.program_id(1).to(tl.int64)
-    c = tl.arange(0, CT)[None, None, :, None].to(tl.int64) + CT * tl.arange(0, CR)[None, :, None, None]
-    n = tl.arange(0, NT)[None, None, None, :] + NT * tl.arange(0, NR)[:, None, None, None]
+    c = _along(ACROSS, CT).to(tl.int64) + CT * tl.arange(0, CR)[None, :, None, None]
+    n = tl.arange(0, NT)[None, None, None, :] + NT * _along(2 - ACROSS, NR)
     n += (tl.program_id(0) % TILES).to(tl.int64) * (NR * NT)
-    total = tl.zeros([NR, 1, CT, NT], tl.float32)
+    total = tl.zeros((c + n).shape, tl.float32).sum(1, keep_dims=True)
     for block in range(BLOCKS):
         start = (p * BLOCKS + block) * (CT * CR)
         a = _load(A + b * a_strides[0] + start * a_strides[1], c, n, c < C - start, n < N, a_strides)
@@ -124,7 +137,7 @@ def _reduce_kernel(
         else:
             weighted = _weight(_row_sum(_terms(a, g, _row_sum(a), WEIGHTING)), _row_sum(a), N, WEIGHTING) * a
         total += tl.sum(weighted, 1, keep_dims=True)
-    total = tl.sum(total, 2, keep_dims=True)
+    total = tl.sum(total, ACROSS, keep_dims=True)
     tl.store(low + (b * tl.num_programs(1) + p) * N + n, total, mask=n < N)
 
 
