@@ -2,9 +2,9 @@
 
 Reads A and G once and writes P maps an image (formulas of w: `fastcam.ops`). A weight of a channel needs its row of
 all N positions: rows too long for a tile take a launch that writes the weights `(B, C)`, then one that reads A again.
-A program owns one image, BN positions and a range of channels, BC at a time: every sum has a fixed order, so results
-repeat to the bit. A tile is 8192 elements for 8 warps, 32 registers a thread for each of A, G and the sum: whole rows
-up to 4096 positions, or up to 512 in channels_last (above, a position would give less than 32 bytes of channels).
+A program owns one image, a range of positions and one of channels, a tile at a time (sizes: `tiles`): every sum has a
+fixed order, so results repeat to the bit. What a thread holds of a row it adds before any lane asks another: 7 x 7 rows
+shared by 32 lanes took a shuffle for every value, which cost as much time as reading it.
 Only compile-time shapes and strides tell the compiler that 14 x 14 rows are 16-byte aligned, to load 16 bytes at once.
 """
 
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcam.kernels import tiles
+from fastcam.kernels.channel_weights import channel_weights, channels_last, load, relu, terms, weight
 
 # The axis that lies across the threads once the last one does; the compiler fills the others from their end or, in
 # triton 3.6, from their beginning.
@@ -29,9 +30,9 @@ def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     """
     S, A, G = A.shape[2:], A.flatten(2), G.flatten(2)  # (B, C, N): a copy only where one stride can't step through S
     by_channel = weighting in ("gradcam", "gradcam++", "xgradcam")
-    longest = tiles.WHOLE_ROWS_CHANNELS_LAST if _channels_last(A) else tiles.WHOLE_ROWS.get(weighting, 0)
+    longest = tiles.WHOLE_ROWS_CHANNELS_LAST if channels_last(A) else tiles.WHOLE_ROWS.get(weighting, 0)
     if by_channel and A.shape[2] > longest:
-        return channel_sum(A, _channel_weights(A, G, weighting)).unflatten(2, S)
+        return channel_sum(A, channel_weights(A, G, weighting)).unflatten(2, S)
     return _reduce(A, G, weighting, whole_rows=by_channel).unflatten(2, S)
 
 
@@ -41,13 +42,9 @@ def channel_sum(A: Tensor, weights: Tensor) -> Tensor:
     return _reduce(A, weights.unsqueeze(2).expand_as(A), "hirescam", whole_rows=False).unflatten(2, S)
 
 
-def _channels_last(rows: Tensor) -> bool:
-    return rows.stride(1) == 1 and rows.stride(2) > 1
-
-
 def _reduce(A: Tensor, G: Tensor, weighting: str, whole_rows: bool) -> Tensor:
     B, C, N = A.shape
-    *sides, warps = tiles.reduction(C, N, A.element_size(), _channels_last(A), whole_rows)
+    *sides, warps = tiles.reduction(C, N, A.element_size(), channels_last(A), whole_rows)
     programs, blocks = B * triton.cdiv(N, sides[2] * sides[3]), triton.cdiv(C, sides[0] * sides[1])
     P = tiles.splits(programs, blocks, A.device)
     low = torch.empty((B, P, N), dtype=torch.float32, device=A.device)
@@ -55,16 +52,6 @@ def _reduce(A: Tensor, G: Tensor, weighting: str, whole_rows: bool) -> Tensor:
     with torch.cuda.device_of(A):
         _reduce_kernel[(programs, P)](A, G, low, *constants, num_warps=warps, enable_fp_fusion=True)
     return low
-
-
-def _channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
-    B, C, N = A.shape
-    BC, BN, warps = tiles.channel_weights(A.element_size(), _channels_last(A))
-    weights = torch.empty((B, C), dtype=torch.float32, device=A.device)
-    constants = (C, N, A.stride(), G.stride(), weighting, BC, BN)
-    with torch.cuda.device_of(A):
-        _weights_kernel[(B * triton.cdiv(C, BC),)](A, G, weights, *constants, num_warps=warps, enable_fp_fusion=True)
-    return weights
 
 
 @triton.jit
@@ -77,38 +64,8 @@ def _along(AXIS: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _load(ptr, c, n, c_inside, n_inside, strides: tl.constexpr):
-    """(NR, CR, CT, NT) in fp32, 0 outside; a row that repeats one value (weights, a mean's gradient) is read once."""
-    if strides[2] == 0:
-        return tl.where(n_inside, tl.load(ptr + c * strides[1], mask=c_inside, other=0).to(tl.float32), 0)
-    return tl.load(ptr + (c * strides[1] + n * strides[2]), mask=c_inside & n_inside, other=0).to(tl.float32)
-
-
-@triton.jit
 def _row_sum(x):
     return tl.sum(tl.sum(x, 2 - ACROSS, keep_dims=True), 3, keep_dims=True)
-
-
-@triton.jit
-def _relu(x):
-    return tl.where(x < 0, 0, x)  # NaN stays, as in PyTorch; tl.maximum would drop it
-
-
-@triton.jit
-def _terms(a, g, sum_a, WEIGHTING: tl.constexpr):
-    """What is summed over the positions for the weight of a channel."""
-    if WEIGHTING == "gradcam++":
-        square = g * g
-        return _relu(g) * tl.where(g != 0, square / (2 * square + sum_a * square * g + 1e-6), 0)
-    return g * a if WEIGHTING == "xgradcam" else g
-
-
-@triton.jit
-def _weight(summed, sum_a, N: tl.constexpr, WEIGHTING: tl.constexpr):
-    """The weight of a channel from its summed terms."""
-    if WEIGHTING == "xgradcam":
-        return summed / (sum_a + 1e-7)
-    return summed / N if WEIGHTING == "gradcam" else summed
 
 
 @triton.jit
@@ -126,41 +83,16 @@ def _reduce_kernel(
     total = tl.zeros((c + n).shape, tl.float32).sum(1, keep_dims=True)
     for block in range(BLOCKS):
         start = (p * BLOCKS + block) * (CT * CR)
-        a = _load(A + b * a_strides[0] + start * a_strides[1], c, n, c < C - start, n < N, a_strides)
-        g = _load(G + b * g_strides[0] + start * g_strides[1], c, n, c < C - start, n < N, g_strides)
+        a = load(A + b * a_strides[0] + start * a_strides[1], c, n, c < C - start, n < N, a_strides)
+        g = load(G + b * g_strides[0] + start * g_strides[1], c, n, c < C - start, n < N, g_strides)
         if WEIGHTING == "gradcamelementwise":
-            weighted = _relu(g * a)
+            weighted = relu(g * a)
         elif WEIGHTING == "layercam":
-            weighted = _relu(g) * a
+            weighted = relu(g) * a
         elif WEIGHTING == "hirescam":
             weighted = g * a
         else:
-            weighted = _weight(_row_sum(_terms(a, g, _row_sum(a), WEIGHTING)), _row_sum(a), N, WEIGHTING) * a
+            weighted = weight(_row_sum(terms(a, g, _row_sum(a), WEIGHTING)), _row_sum(a), N, WEIGHTING) * a
         total += tl.sum(weighted, 1, keep_dims=True)
     total = tl.sum(total, ACROSS, keep_dims=True)
     tl.store(low + (b * tl.num_programs(1) + p) * N + n, total, mask=n < N)
-
-
-@triton.jit
-def _weights_kernel(
-    A, G, weights, C: tl.constexpr, N: tl.constexpr, a_strides: tl.constexpr, g_strides: tl.constexpr,
-    WEIGHTING: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    b = (tl.program_id(0) // tl.cdiv(C, BC)).to(tl.int64)
-    c = (tl.program_id(0) % tl.cdiv(C, BC)).to(tl.int64) * BC + tl.arange(0, BC)[:, None]
-    first = tl.arange(0, BN)[None, :].to(tl.int64)
-    sum_a = tl.zeros([BC, BN], tl.float32)
-    if WEIGHTING == "gradcam++":  # its terms need the sum, xgradcam's are divided by it in the end
-        for start in range(0, N, BN):
-            sum_a += _load(A + b * a_strides[0], c, first + start, c < C, first + start < N, a_strides)
-    known = tl.sum(sum_a, 1, keep_dims=True)  # (BC, 1)
-    total = tl.zeros([BC, BN], tl.float32)
-    for start in range(0, N, BN):
-        n = first + start
-        a = _load(A + b * a_strides[0], c, n, c < C, n < N, a_strides)
-        g = _load(G + b * g_strides[0], c, n, c < C, n < N, g_strides)
-        total += _terms(a, g, known, WEIGHTING)
-        if WEIGHTING == "xgradcam":
-            sum_a += a
-    weight = _weight(tl.sum(total, 1, keep_dims=True), tl.sum(sum_a, 1, keep_dims=True), N, WEIGHTING)
-    tl.store(weights + b * C + c, weight, mask=c < C)

@@ -2,10 +2,11 @@
 
 `finish(L) = min_max(mean_l resize(min_max(relu(sum_p L[l, p]))))`, `min_max(v) = (v - min v) / (1e-7 + max v - min v)`.
 
-A program writes 1024 to 16384 pixels of one image, 1024 at a time with 8 warps. It reads the image's low maps and
-keeps their normalised sums in a scratch row of its own, where its threads find the corners they mix. Before a pixel is
-written it needs the extremes of all: in a cell between four low pixels the resized map is bilinear, extreme at the
-corners, so only the first and last rows and columns of pixels in the cells are sampled, at most 2h by 2w.
+A program writes a band of rows of one image, 1024 pixels at a time: where a column lies between low ones is found once.
+It reads the image's low maps and keeps their normalised sums in a scratch row of its own, where its threads find the
+corners they mix. Before a pixel is written it needs the extremes of all: in a cell between four low pixels the resized
+map is bilinear, extreme at the corners, so only the first and last rows and columns of pixels in the cells are sampled,
+at most 2h by 2w.
 All mixing is explicit fma: the same pixel gets the same bits in a sample and in the map.
 """
 

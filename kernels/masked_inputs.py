@@ -2,8 +2,8 @@
 
 `m = (u - min u) / (max u - min u + 1e-8)`, u a mask resized to the image; `out = x m (+ baseline (1 - m))`.
 
-A program writes 1024 to 16384 pixels of one row, 1024 at a time with 8 warps. The mask's extremes, which every pixel
-needs, are sampled first where a bilinear map has them, beside the borders of the cells between low pixels (see
+A program writes a band of an image's rows, 1024 pixels at a time, 16 bytes a thread. The mask's extremes, which every
+pixel needs, are sampled first where a bilinear map has them, beside the borders of the cells between low pixels (see
 `finish`). Low mask and image are read again and again but small, and stay in the caches: what costs is the writing.
 In channels_last a lane is a channel of a pixel, so that what is written at once lies together.
 """

@@ -3,8 +3,9 @@
 `blend = (1 - w) table[cut(255 map)] + w image;  picture = cut(255 (blend / max blend))`
 
 A program owns 1024 pixels of one image, or more of a large one, 1024 at a time with 8 warps. The first launch writes
-the largest value of each program, the second reads those of its image and writes the picture once; blending again costs
-less than keeping the blend, which is five times the picture. The colours, a few kB, stay in the cache.
+the largest value of each program, the second reads those of its image and writes the picture once, from the last image
+to the first, as the cache still holds the last; blending again costs less than keeping the blend, which is five times
+the picture. The colours, a few kB, stay in the cache.
 A lane of the second launch is a byte of the picture, so that what is written at once lies together. Products and
 sums are rounded one by one, not fused, and divisions are exact: every level is the definition's.
 """
@@ -116,7 +117,7 @@ def _picture_kernel(
     image_strides: tl.constexpr, map_strides: tl.constexpr, INTERLEAVED: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     TILES: tl.constexpr = tl.cdiv(H * W, PIXELS)
-    program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache yet
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
     b = (program // TILES).to(tl.int64)
     start = (program % TILES).to(tl.int64) * PIXELS
     tile = tl.arange(0, 512)

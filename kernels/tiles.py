@@ -1,6 +1,6 @@
 """How much a program of each kernel takes on: tile sizes, warps and programs from sizes and types alone.
 
-Chosen by reasoning from the compiled code (registers, accesses and bytes in flight); a measurement on a GPU overrules it.
+Chosen by reasoning from the compiled code (registers, accesses, bytes in flight); a measurement on a GPU overrules it.
 """
 
 from __future__ import annotations

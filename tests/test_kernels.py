@@ -112,7 +112,7 @@ def test_tiles_of_a_reduction_have_16_elements_a_thread_and_share_a_row_among_fe
     for C, N, size, last in itertools.product([1, 3, 64, 2048], [1, 49, 196, 784, 3136, 16384], [2, 4], [False, True]):
         for whole in (True, False) if N <= 512 or not last else [False]:
             CT, CR, NR, NT, warps = tiles.reduction(C, N, size, last, whole)
-            assert CT * CR * NR * NT <= 512 * warps and warps <= 32
+            assert 512 * warps >= CT * CR * NR * NT and warps <= 32
             assert not whole or N <= NR * NT < max(2 * N, 2)
     assert tiles.reduction(2048, 49, 4, False, True) == (16, 4, 4, 16, 8)  # 16 lanes to a row
     assert tiles.reduction(2048, 49, 2, True, True) == (64, 1, 1, 64, 8)  # 128 bytes of channels
@@ -449,6 +449,11 @@ def test_overlay(device, shape, dtype, layout):
 def test_overlay_reads_any_strides_in_16_bits(device, dtype, layout):
     images, maps = layout(torch.rand(2, 3, 22, 19).to(device, dtype)), torch.rand(2, 19, 44).to(device, dtype)
     check_overlay(images, maps.mT[:, ::2], torch.randint(256, (256, 3), dtype=torch.uint8, device=device))
+
+
+def test_overlay_divides_every_level_by_255_exactly():
+    levels = torch.arange(256, dtype=torch.float32)
+    assert torch.equal(levels * (257 / 65536) + levels * (1 / 255 - 257 / 65536), levels / 255)
 
 
 def test_overlay_of_levels_that_are_whole(device):
