@@ -38,8 +38,9 @@ def reduction(
     """
     if channels_last:
         NT = next_power_of_2(N if whole_rows else min(N, 64))
-        CT = min(next_power_of_2(C), max(4096 // NT, 16))
-        return CT, 1, 1, NT, max(1, CT * NT // 512)
+        channels = min(next_power_of_2(C), max(4096 // NT, 16))
+        CT = min(channels, 128)
+        return CT, channels // CT, 1, NT, max(1, channels * NT // 512)
     vector = max(1, math.gcd(16, N * element_size) // element_size)  # elements that a thread loads at once
     positions = next_power_of_2(N if whole_rows else min(N, 256 * vector))
     channels = min(next_power_of_2(C), max(4096 // positions, 1))
