@@ -20,7 +20,7 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-def splits(programs: int, blocks: int, device: torch.device, most: int = 32) -> int:
+def splits(programs: int, blocks: int, device: torch.device, most: int) -> int:
     """Among how many programs to split the channel blocks of one: at most `most`, about 8 a multiprocessor in all."""
     parts = most
     while parts > 1 and (parts > blocks or programs * parts > 8 * multiprocessors(device)):
@@ -67,8 +67,8 @@ def resized(images: int, H: int, W: int, samples: int, element_size: int) -> tup
         return cdiv(W, columns) * columns * cdiv(H, 1024 // columns) * (1024 // columns), -columns
 
     columns = min((32, 64, 128, 256, 512, 1024), key=padded)
-    wanted = max(images * H * W // (8 * 132), samples // 4, 1024)
-    elements = min(next_power_of_2(wanted + 1) // 2, 16384)
+    share = next_power_of_2(images * H * W // (8 * 132) + 1) // 2
+    elements = min(max(share, next_power_of_2(samples // 4), 1024), 16384)
     rows = 1024 // columns
     return rows, columns, max(rows, min(elements // columns, cdiv(H, rows) * rows)), 8 if element_size == 4 else 4
 

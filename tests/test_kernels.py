@@ -105,7 +105,7 @@ def test_programs_share_the_channels_of_an_image(device, weighting, monkeypatch)
 def test_splits_fill_the_gpu_but_leave_no_program_without_channels():
     cpu = torch.device("cpu")  # stands for 132 multiprocessors
     assert [tiles.splits(1, blocks, cpu, most=8) for blocks in (1, 2, 3, 5, 8, 9, 64)] == [1, 2, 2, 3, 8, 5, 8]
-    assert [tiles.splits(images, 64, cpu) for images in (1, 33, 34, 132, 528, 529)] == [32, 32, 16, 8, 2, 1]
+    assert [tiles.splits(images, 64, cpu, most=32) for images in (1, 33, 34, 132, 528, 529)] == [32, 32, 16, 8, 2, 1]
 
 
 def test_tiles_of_a_reduction_have_16_elements_a_thread_and_share_a_row_among_few_lanes():
