@@ -120,8 +120,8 @@ def channel_sum(A: Tensor, weights: Tensor) -> Tensor:
 def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     """Weights and weighted sum over channels: `weighted_activations(A, G, weighting).sum(1)` as a low map `(B, P, *S)`.
 
-    On a GPU one pass over A and G for maps up to 64 x 64 (512 positions in channels_last, where a longer row is read
-    in pieces too small), a second pass over A above.
+    On a GPU one pass over A and G for maps up to 64 x 64, or further where it matters (512 positions in channels_last,
+    where a longer row is read in pieces too small), a second pass over A above.
     """
     if A.shape != G.shape:
         raise ValueError(f"activations and gradients must have one shape, got {tuple(A.shape)} and {tuple(G.shape)}")

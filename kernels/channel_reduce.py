@@ -2,20 +2,25 @@
 
 Reads A and G once and writes P maps an image (formulas of w: `fastcam.ops`). A weight of a channel needs its row of
 all N positions: rows too long for a tile take a launch that writes the weights `(B, C)`, then one that reads A again.
-A program owns one image, BN positions and a range of channels, BC at a time: every sum has a fixed order, so results
-repeat to the bit. A tile is 8192 elements for 8 warps, 32 registers a thread for each of A, G and the sum: whole rows
-up to 4096 positions, or up to 512 in channels_last (above, a position would give less than 32 bytes of channels).
+A program owns one image, a range of positions and one of channels, a tile at a time (sizes: `tiles`): every sum has a
+fixed order, so results repeat to the bit. What a thread holds of a row it adds before any lane asks another: 7 x 7 rows
+shared by 32 lanes took a shuffle for every value, which cost as much time as reading it.
 Only compile-time shapes and strides tell the compiler that 14 x 14 rows are 16-byte aligned, to load 16 bytes at once.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from fastcam.kernels import tiles
+from fastcam.kernels.channel_weights import channel_weights, channels_last, load, relu, terms, weight
+
+# The axis that lies across the threads once the last one does; the compiler fills the others from their end or, in
+# triton 3.6, from their beginning.
+ACROSS = tl.constexpr(0 if triton.__version__.startswith("3.6.") else 2)
 
 
 def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:
@@ -25,8 +30,9 @@ def channel_reduce(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     """
     S, A, G = A.shape[2:], A.flatten(2), G.flatten(2)  # (B, C, N): a copy only where one stride can't step through S
     by_channel = weighting in ("gradcam", "gradcam++", "xgradcam")
-    if by_channel and A.shape[2] > (512 if _channels_last(A) else 4096):
-        return channel_sum(A, _channel_weights(A, G, weighting)).unflatten(2, S)
+    longest = tiles.WHOLE_ROWS_CHANNELS_LAST if channels_last(A) else tiles.WHOLE_ROWS.get(weighting, 0)
+    if by_channel and A.shape[2] > longest:
+        return channel_sum(A, channel_weights(A, G, weighting)).unflatten(2, S)
     return _reduce(A, G, weighting, whole_rows=by_channel).unflatten(2, S)
 
 
@@ -36,114 +42,57 @@ def channel_sum(A: Tensor, weights: Tensor) -> Tensor:
     return _reduce(A, weights.unsqueeze(2).expand_as(A), "hirescam", whole_rows=False).unflatten(2, S)
 
 
-def splits(programs: int, blocks: int, device: torch.device) -> int:
-    """Among how many programs to split the channel blocks of one: at most 8, about 4 a multiprocessor in all."""
-    parts = 8
-    while parts > 1 and (parts > blocks or programs * parts > 4 * _multiprocessors(device)):
-        parts //= 2
-    return triton.cdiv(blocks, triton.cdiv(blocks, parts))  # none is left without a block
-
-
-@lru_cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
-def _channels_last(rows: Tensor) -> bool:
-    return rows.stride(1) == 1 and rows.stride(2) > 1
-
-
 def _reduce(A: Tensor, G: Tensor, weighting: str, whole_rows: bool) -> Tensor:
     B, C, N = A.shape
-    longest = N if whole_rows else 64 if _channels_last(A) else 1024
-    BN = triton.next_power_of_2(min(N, longest))
-    BC = min(triton.next_power_of_2(C), 8192 // BN)
-    tiles, blocks = triton.cdiv(N, BN), triton.cdiv(C, BC)
-    P = splits(B * tiles, blocks, A.device)
+    *sides, warps = tiles.reduction(C, N, A.element_size(), channels_last(A), whole_rows)
+    programs, blocks = B * triton.cdiv(N, sides[2] * sides[3]), triton.cdiv(C, sides[0] * sides[1])
+    P = tiles.splits(programs, blocks, A.device, most=32 if N <= 256 else 8)  # every program of `finish` reads all P
     low = torch.empty((B, P, N), dtype=torch.float32, device=A.device)
-    constants = (C, N, A.stride(), G.stride(), weighting, triton.cdiv(blocks, P), BC, BN)
-    warps = max(1, BC * BN // 1024)
+    constants = (C, N, A.stride(), G.stride(), weighting, triton.cdiv(blocks, P), *sides)
     with torch.cuda.device_of(A):
-        _reduce_kernel[(B * tiles, P)](A, G, low, *constants, num_warps=warps, enable_fp_fusion=True)
+        _reduce_kernel[(programs, P)](A, G, low, *constants, num_warps=warps, enable_fp_fusion=True)
     return low
 
 
-def _channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
-    B, C, N = A.shape
-    BC = 64 // A.element_size() if _channels_last(A) else 4
-    weights = torch.empty((B, C), dtype=torch.float32, device=A.device)
-    constants = (C, N, A.stride(), G.stride(), weighting, BC, 4096 // BC)
-    with torch.cuda.device_of(A):
-        _weights_kernel[(B * triton.cdiv(C, BC),)](A, G, weights, *constants, num_warps=4, enable_fp_fusion=True)
-    return weights
+@triton.jit
+def _along(AXIS: tl.constexpr, SIZE: tl.constexpr):
+    """0, 1, ... along the first or the third of four axes."""
+    if AXIS == 0:
+        return tl.arange(0, SIZE)[:, None, None, None]
+    else:
+        return tl.arange(0, SIZE)[None, None, :, None]
 
 
 @triton.jit
-def _load(ptr, c, n, c_inside, n_inside, strides: tl.constexpr):
-    """(BC, BN) in fp32, 0 outside; a row that repeats one value (given weights, a mean's gradient) is read once."""
-    if strides[2] == 0:
-        return tl.where(n_inside, tl.load(ptr + c * strides[1], mask=c_inside, other=0).to(tl.float32), 0)
-    return tl.load(ptr + (c * strides[1] + n * strides[2]), mask=c_inside & n_inside, other=0).to(tl.float32)
-
-
-@triton.jit
-def _relu(x):
-    return tl.where(x < 0, 0, x)  # NaN stays, as in PyTorch; tl.maximum would drop it
-
-
-@triton.jit
-def _terms(a, g, sum_a, WEIGHTING: tl.constexpr):
-    """What is summed over the positions for the weight of a channel."""
-    if WEIGHTING == "gradcam++":
-        square = g * g
-        return _relu(g) * tl.where(g != 0, square / (2 * square + sum_a * square * g + 1e-6), 0)
-    return g * (a / (sum_a + 1e-7)) if WEIGHTING == "xgradcam" else g
+def _row_sum(x):
+    return tl.sum(tl.sum(x, 2 - ACROSS, keep_dims=True), 3, keep_dims=True)
 
 
 @triton.jit
 def _reduce_kernel(
     A, G, low, C: tl.constexpr, N: tl.constexpr, a_strides: tl.constexpr, g_strides: tl.constexpr,
-    WEIGHTING: tl.constexpr, BLOCKS: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
+    WEIGHTING: tl.constexpr, BLOCKS: tl.constexpr, CT: tl.constexpr, CR: tl.constexpr, NR: tl.constexpr,
+    NT: tl.constexpr,
 ):  # fmt: skip
-    DIVISOR: tl.constexpr = N if WEIGHTING == "gradcam" else 1
-    b = (tl.program_id(0) // tl.cdiv(N, BN)).to(tl.int64)
+    TILES: tl.constexpr = tl.cdiv(N, NR * NT)
+    b = (tl.program_id(0) // TILES).to(tl.int64)
     p = tl.program_id(1).to(tl.int64)
-    c = tl.arange(0, BC)[:, None].to(tl.int64)
-    n = (tl.program_id(0) % tl.cdiv(N, BN)).to(tl.int64) * BN + tl.arange(0, BN)[None, :]
-    total = tl.zeros([BC, BN], tl.float32)
+    c = _along(ACROSS, CT).to(tl.int64) + CT * tl.arange(0, CR)[None, :, None, None]
+    n = tl.arange(0, NT)[None, None, None, :] + NT * _along(2 - ACROSS, NR)
+    n += (tl.program_id(0) % TILES).to(tl.int64) * (NR * NT)
+    total = tl.zeros((c + n).shape, tl.float32).sum(1, keep_dims=True)
     for block in range(BLOCKS):
-        start = (p * BLOCKS + block) * BC
-        a = _load(A + b * a_strides[0] + start * a_strides[1], c, n, c < C - start, n < N, a_strides)
-        g = _load(G + b * g_strides[0] + start * g_strides[1], c, n, c < C - start, n < N, g_strides)
+        start = (p * BLOCKS + block) * (CT * CR)
+        a = load(A + b * a_strides[0] + start * a_strides[1], c, n, c < C - start, n < N, a_strides)
+        g = load(G + b * g_strides[0] + start * g_strides[1], c, n, c < C - start, n < N, g_strides)
         if WEIGHTING == "gradcamelementwise":
-            total += _relu(g * a)
+            weighted = relu(g * a)
         elif WEIGHTING == "layercam":
-            total += _relu(g) * a
+            weighted = relu(g) * a
         elif WEIGHTING == "hirescam":
-            total += g * a
+            weighted = g * a
         else:
-            total += tl.sum(_terms(a, g, tl.sum(a, 1, keep_dims=True), WEIGHTING), 1, keep_dims=True) / DIVISOR * a
-    tl.store(low + (b * tl.num_programs(1) + p) * N + n, tl.sum(total, 0, keep_dims=True), mask=n < N)
-
-
-@triton.jit
-def _weights_kernel(
-    A, G, weights, C: tl.constexpr, N: tl.constexpr, a_strides: tl.constexpr, g_strides: tl.constexpr,
-    WEIGHTING: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    b = (tl.program_id(0) // tl.cdiv(C, BC)).to(tl.int64)
-    c = (tl.program_id(0) % tl.cdiv(C, BC)).to(tl.int64) * BC + tl.arange(0, BC)[:, None]
-    first = tl.arange(0, BN)[None, :].to(tl.int64)
-    total = tl.zeros([BC, BN], tl.float32)
-    if WEIGHTING != "gradcam":
-        for start in range(0, N, BN):
-            total += _load(A + b * a_strides[0], c, first + start, c < C, first + start < N, a_strides)
-    sum_a = tl.sum(total, 1, keep_dims=True)  # (BC, 1)
-    total = tl.zeros([BC, BN], tl.float32)
-    for start in range(0, N, BN):
-        n = first + start
-        a = _load(A + b * a_strides[0], c, n, c < C, n < N, a_strides)
-        g = _load(G + b * g_strides[0], c, n, c < C, n < N, g_strides)
-        total += _terms(a, g, sum_a, WEIGHTING)
-    DIVISOR: tl.constexpr = N if WEIGHTING == "gradcam" else 1
-    tl.store(weights + b * C + c, tl.sum(total, 1, keep_dims=True) / DIVISOR, mask=c < C)
+            weighted = weight(_row_sum(terms(a, g, _row_sum(a), WEIGHTING)), _row_sum(a), N, WEIGHTING) * a
+        total += tl.sum(weighted, 1, keep_dims=True)
+    total = tl.sum(total, ACROSS, keep_dims=True)
+    tl.store(low + (b * tl.num_programs(1) + p) * N + n, total, mask=n < N)

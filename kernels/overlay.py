@@ -3,8 +3,9 @@
 `blend = (1 - w) table[cut(255 map)] + w image;  picture = cut(255 (blend / max blend))`
 
 A program owns 1024 pixels of one image, or more of a large one, 1024 at a time with 8 warps. The first launch writes
-the largest value of each program, the second reads those of its image and writes the picture once; blending again costs
-less than keeping the blend, which is five times the picture. The colours, a few kB, stay in the cache.
+the largest value of each program, the second reads those of its image and writes the picture once, from the last image
+to the first, as the cache still holds the last; blending again costs less than keeping the blend, which is five times
+the picture. The colours, a few kB, stay in the cache.
 A lane of the second launch is a byte of the picture, so that what is written at once lies together. Products and
 sums are rounded one by one, not fused, and divisions are exact: every level is the definition's.
 """
@@ -16,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastcam.kernels import tiles
+
 BLOCK = tl.constexpr(1024)  # pixels at a time
 
 
@@ -26,9 +29,9 @@ def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0
     uint8 or floating point.
     """
     images, (B, H, W) = images.expand(-1, 3, -1, -1), maps.shape
-    pixels = pixels_of_a_program(H * W)
-    tiles = triton.cdiv(H * W, pixels)
-    largest = torch.empty((B, tiles), dtype=torch.float32, device=maps.device)
+    pixels = tiles.overlay(H * W)
+    parts = triton.cdiv(H * W, pixels)
+    largest = torch.empty((B, parts), dtype=torch.float32, device=maps.device)
     pictures = torch.empty((B, H, W, 3), dtype=torch.uint8, device=maps.device)
     interleaved = images.stride()[1:] == (1, 3 * W, 3)
     strides = (maps.stride(0), 0, *maps.stride()[1:])
@@ -44,13 +47,8 @@ def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0
     constants = (H, W, images.stride(), strides, interleaved, pixels)
     with torch.cuda.device_of(maps):
         for kernel in (_largest_kernel, _picture_kernel):
-            kernel[(B * tiles,)](*given, *constants, num_warps=8, enable_fp_fusion=False)
+            kernel[(B * parts,)](*given, *constants, num_warps=8, enable_fp_fusion=False)
     return pictures
-
-
-def pixels_of_a_program(size: int) -> int:
-    """As few as a block, but for an image so large that it would take more than 512 programs."""
-    return max(1024, triton.next_power_of_2(triton.cdiv(size, 512)))
 
 
 @triton.jit
@@ -72,7 +70,9 @@ def _at(pixel, c, W: tl.constexpr, strides: tl.constexpr):
 
 @triton.jit
 def _in_unit_range(values):
-    return tl.div_rn(values.to(tl.float32), 255.0) if values.dtype == tl.uint8 else values.to(tl.float32)
+    """uint8 divided by 255: 1 / 255 in two parts, a product with the first is exact, and so each sum the quotient."""
+    wide = values.to(tl.float32)
+    return wide * (257 / 65536) + wide * (1 / 255 - 257 / 65536) if values.dtype == tl.uint8 else wide
 
 
 @triton.jit
@@ -117,8 +117,9 @@ def _picture_kernel(
     image_strides: tl.constexpr, map_strides: tl.constexpr, INTERLEAVED: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     TILES: tl.constexpr = tl.cdiv(H * W, PIXELS)
-    b = (tl.program_id(0) // TILES).to(tl.int64)
-    start = (tl.program_id(0) % TILES).to(tl.int64) * PIXELS
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    b = (program // TILES).to(tl.int64)
+    start = (program % TILES).to(tl.int64) * PIXELS
     tile = tl.arange(0, 512)
     top = tl.max(tl.load(largest + b * TILES + tile, mask=tile < TILES, other=0), 0)
     top = tl.where(top > 0, top, 1.0)

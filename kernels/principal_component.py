@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcam.kernels.channel_reduce import splits
+from fastcam.kernels import tiles
 
 BC = tl.constexpr(32)  # channels of a block
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
@@ -30,7 +30,7 @@ def principal_component(X: Tensor) -> Tensor:
     S, X = X.shape[2:], X.flatten(2)  # (B, C, N)
     B, C, N = X.shape
     NP, blocks = max(16, triton.next_power_of_2(N)), triton.cdiv(C, BC.value)
-    P = splits(B, blocks, X.device)
+    P = tiles.splits(B, blocks, X.device, most=8)
     grams = torch.empty((B, P, NP, NP), dtype=torch.float32, device=X.device)
     sums = torch.empty((B, P, NP), dtype=torch.float32, device=X.device)
     projections = torch.empty((B, 1, N), dtype=torch.float32, device=X.device)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-BLOCK = tl.constexpr(1024)  # pixels at a time
-
 
 def samples(sizes: Sequence[int], resized: int) -> tuple[int, ...]:
     """How many pixels to sample along a dimension, and the sizes to sample by, none for every pixel."""
@@ -29,6 +27,28 @@ def sampled(i, SAMPLES: tl.constexpr, RESIZED: tl.constexpr, ALIGN: tl.constexpr
             pixel = tl.where(i >= 0, tl.minimum(tl.maximum(first - i % 2, 0), RESIZED - 1), pixel)
         i -= 2 * SAMPLES[s]
     return pixel
+
+
+@triton.jit
+def sample(
+    block, ROWS: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SH: tl.constexpr,
+    SW: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Rows (SH, 1) and columns (1, SW) of the pixels of a block of samples, and which are inside."""
+    y = (block // tl.cdiv(COLUMNS[0], SW)) * SH + tl.arange(0, SH)[:, None]
+    x = (block % tl.cdiv(COLUMNS[0], SW)) * SW + tl.arange(0, SW)[None, :]
+    inside = (y < ROWS[0]) & (x < COLUMNS[0])
+    return sampled(y, ROWS, H, ALIGN), sampled(x, COLUMNS, W, ALIGN), inside
+
+
+@triton.jit
+def place(H: tl.constexpr, W: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BAND: tl.constexpr):
+    """The image of a program, int64, and the first rows (BH, 1) and the columns (1, BW) of its band."""
+    ACROSS: tl.constexpr = tl.cdiv(W, BW)
+    part = tl.program_id(0) % (tl.cdiv(H, BAND) * ACROSS)
+    y = (part // ACROSS) * BAND + tl.arange(0, BH)[:, None]
+    x = (part % ACROSS) * BW + tl.arange(0, BW)[None, :]
+    return tl.program_id(0).to(tl.int64) // (tl.cdiv(H, BAND) * ACROSS), y, x
 
 
 @triton.jit
@@ -57,4 +77,4 @@ def wider(low, high, values, inside):
 @triton.jit
 def extremes(low, high):
     """(min, max) over the lanes; (NaN, max) if one is NaN, which a reduction alone would pass over."""
-    return tl.where(tl.max((low != low).to(tl.int32), 0) > 0, float("nan"), tl.min(low, 0)), tl.max(high, 0)
+    return tl.where(tl.max((low != low).to(tl.int32)) > 0, float("nan"), tl.min(low)), tl.max(high)

@@ -11,8 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from fastcam import ops
-from fastcam.kernels import channel_reduce as reduction
-from fastcam.kernels import overlay as overlaying
+from fastcam.kernels import tiles
 from fastcam.kernels.channel_reduce import channel_reduce, channel_sum
 from fastcam.kernels.finish import finish
 from fastcam.kernels.masked_inputs import masked_inputs
@@ -96,7 +95,7 @@ def test_programs_share_the_channels_of_an_image(device, weighting, monkeypatch)
     A, G = fenced(activations(3, 300, 7, 7).to(device)), fenced(torch.randn(3, 300, 7, 7, device=device))
     low = channel_reduce(A, G, weighting)
     assert low.shape[1] > 1
-    monkeypatch.setattr(reduction, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(tiles, "multiprocessors", lambda device: 0)
     alone = channel_reduce(A, G, weighting)
     assert alone.shape[1] == 1
     for maps in (low.sum(1, keepdim=True), alone):
@@ -105,8 +104,29 @@ def test_programs_share_the_channels_of_an_image(device, weighting, monkeypatch)
 
 def test_splits_fill_the_gpu_but_leave_no_program_without_channels():
     cpu = torch.device("cpu")  # stands for 132 multiprocessors
-    assert [reduction.splits(1, blocks, cpu) for blocks in (1, 2, 3, 5, 8, 9, 64)] == [1, 2, 2, 3, 8, 5, 8]
-    assert [reduction.splits(images, 64, cpu) for images in (66, 67, 132, 264, 265)] == [8, 4, 4, 2, 1]
+    assert [tiles.splits(1, blocks, cpu, most=8) for blocks in (1, 2, 3, 5, 8, 9, 64)] == [1, 2, 2, 3, 8, 5, 8]
+    assert [tiles.splits(images, 64, cpu, most=32) for images in (1, 33, 34, 132, 528, 529)] == [32, 32, 16, 8, 2, 1]
+
+
+def test_tiles_of_a_reduction_have_16_elements_a_thread_and_share_a_row_among_few_lanes():
+    for C, N, size, last in itertools.product([1, 3, 64, 2048], [1, 49, 196, 784, 3136, 16384], [2, 4], [False, True]):
+        for whole in (True, False) if N <= 512 or not last else [False]:
+            CT, CR, NR, NT, warps = tiles.reduction(C, N, size, last, whole)
+            assert 512 * warps >= CT * CR * NR * NT and warps <= 32
+            assert not whole or N <= NR * NT < max(2 * N, 2)
+    assert tiles.reduction(2048, 49, 4, False, True) == (16, 4, 4, 16, 8)  # 16 lanes to a row
+    assert tiles.reduction(2048, 49, 2, True, True) == (64, 1, 1, 64, 8)  # 128 bytes of channels
+    assert tiles.reduction(64, 3136, 2, False, False) == (1, 2, 1, 2048, 8)
+
+
+def test_tiles_of_resized_maps_cover_every_row_and_waste_few_columns():
+    for images, H, W, size in itertools.product([1, 8, 256], [1, 7, 224, 1000], [1, 30, 224, 299, 672, 4096], [2, 4]):
+        rows, columns, band, warps = tiles.resized(images, H, W, 196, size)
+        assert rows * columns == 1024 and band % rows == 0 and band < H + rows and band * columns <= 16384
+        assert 1024 // (32 * warps) * size == 16  # bytes a thread
+    assert tiles.resized(256, 224, 224, 196, 4) == (32, 32, 224, 8)
+    assert tiles.resized(1, 224, 224, 196, 4) == (32, 32, 32, 8)
+    assert tiles.resized(1, 1, 4096, 512, 4) == (1, 1024, 1, 8)
 
 
 @pytest.mark.parametrize("layout", [fenced, channels_last, strided])
@@ -242,7 +262,7 @@ def test_principal_component(device, shape, dtype, layout):
 
 def test_principal_component_takes_one_program_for_many_images(device, monkeypatch):
     X = features(3, 100, 4, 4).to(device)
-    monkeypatch.setattr(reduction, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(tiles, "multiprocessors", lambda device: 0)
     check(principal_component(X), ops.principal_component, X)
 
 
@@ -431,6 +451,11 @@ def test_overlay_reads_any_strides_in_16_bits(device, dtype, layout):
     check_overlay(images, maps.mT[:, ::2], torch.randint(256, (256, 3), dtype=torch.uint8, device=device))
 
 
+def test_overlay_divides_every_level_by_255_exactly():
+    levels = torch.arange(256, dtype=torch.float32)
+    assert torch.equal(levels * (257 / 65536) + levels * (1 / 255 - 257 / 65536), levels / 255)
+
+
 def test_overlay_of_levels_that_are_whole(device):
     images, maps = torch.randint(255, (2, 3, 45, 64), dtype=torch.uint8), torch.rand(2, 45, 64)
     check_overlay(images.to(device), maps.to(device), torch.randint(255, (256, 3), dtype=torch.uint8, device=device))
@@ -455,14 +480,14 @@ def test_overlay_programs_of_many_blocks(device, monkeypatch):
     images, maps = torch.rand(2, 3, 70, 61, device=device), torch.rand(2, 70, 61, device=device)  # 4270 pixels
     table = torch.randint(256, (256, 3), dtype=torch.uint8, device=device)
     alone = check_overlay(images, maps, table)
-    monkeypatch.setattr(overlaying, "pixels_of_a_program", lambda size: 2048)
+    monkeypatch.setattr(tiles, "overlay", lambda size: 2048)
     assert torch.equal(check_overlay(images, maps, table), alone)
     check_overlay(images.to(memory_format=torch.channels_last), maps, table)
 
 
 def test_overlay_takes_512_programs_an_image_at_most():
     for size, pixels in [(1, 1024), (224 * 224, 1024), (512 * 1024, 1024), (512 * 1024 + 1, 2048), (2**26, 2**17)]:
-        assert overlaying.pixels_of_a_program(size) == pixels and -(-size // pixels) <= 512
+        assert tiles.overlay(size) == pixels and -(-size // pixels) <= 512
 
 
 @pytest.mark.filterwarnings("error")

@@ -44,8 +44,25 @@ def compiled(arch, launcher, *args):
 def test_channel_reduce(arch, shape, layout, weighting):
     A = tensor(*shape, layout=layout)
     kernels = compiled(arch, channel_reduce.channel_reduce, A, A, weighting)
-    two_launches = shape[2] == 65 and weighting in WEIGHTINGS[:3]
+    two_launches = shape[2] == 65 and weighting == "gradcam"
     assert len(kernels) == 1 + two_launches
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("size", "most"), [(7, 64), (14, 96)])
+def test_rows_are_summed_with_few_shuffles_and_registers(arch, size, most, dtype):
+    """A lane adds what it holds of a row first; the bandwidth of an H100 is lost with 190 shuffles or 128 registers."""
+    A = tensor(8, 1024, size, size, dtype=dtype)
+    for weighting, registers in (("gradcam", 64), ("xgradcam", 64), ("gradcam++", 80)):
+        (kernel,) = compiled(arch, channel_reduce.channel_reduce, A, A, weighting)
+        assert kernel.asm["ptx"].count("shfl.sync") <= most
+        assert registers_and_spills(kernel)[0] <= 1.25 * registers
+
+
+@pytest.mark.parametrize("weighting", ["gradcam++", "xgradcam"])
+def test_rows_of_112_x_112_are_read_as_often_as_they_must(arch, weighting):
+    A = tensor(2, 64, 112, 112)
+    assert len(compiled(arch, channel_reduce.channel_reduce, A, A, weighting)) == (2 if weighting == "gradcam++" else 1)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +89,7 @@ def test_weights_and_expanded_gradients(arch):
     kernels = compiled(arch, channel_reduce.channel_sum, A, weights)
     kernels += compiled(arch, channel_reduce.channel_reduce, A, weights[..., None, None].expand_as(A), "gradcam")
     for kernel in kernels:
-        assert global_bytes(kernel).count(16) >= 8  # A's; the weights, one a row, may come in narrow ones
+        assert global_bytes(kernel).count(16) >= 4  # A's; the weights, one a row, may come in narrow ones
 
 
 @pytest.mark.parametrize(
@@ -88,7 +105,7 @@ def test_weights_and_expanded_gradients(arch):
 )
 def test_finish(arch, lows, size):
     (kernel,) = compiled(arch, finish.finish, [tensor(*shape) for shape in lows], size)
-    assert max(global_bytes(kernel, "st")) == 16
+    assert max(global_bytes(kernel, "st")) == 16 or size[-1] % 4  # a row of odd size is not aligned
     order = "".join(step[0] for step in re.findall(r"ld\.global|st\.global|bar\.sync", kernel.asm["ptx"]))
     assert re.search("sb+l[bl]*s+$", order)  # no corner is read before all threads have written the scratch row
 
@@ -130,8 +147,7 @@ def test_masked_inputs(arch, low, dtype, layout, baseline):
     x, images = tensor(8, 3, 224, 224, dtype=dtype, layout=layout), tensor(64, dtype=torch.int64)
     seen = tensor(8, 3, 224, 224) if baseline else None
     (kernel,) = compiled(arch, masked_inputs.masked_inputs, x, tensor(64, low, low), images, seen)
-    width = 4 * x.element_size()  # four pixels a thread
-    assert set(global_bytes(kernel, "st")) == {width} and width in global_bytes(kernel)
+    assert set(global_bytes(kernel, "st")) == {16} and 16 in global_bytes(kernel)
     rows = re.findall(r"tt\.addptr %(?:masks|x|baseline|out)\S*, .*, (i\d+)", kernel.asm["ttir"])
     assert len(rows) >= 3 + baseline and set(rows) == {"i64"}  # offsets may pass 2^31
 
@@ -155,10 +171,10 @@ def test_overlay(arch, shape, dtype, layout, widths):
     for kernel, width in zip(kernels, widths, strict=True):
         assert width in global_bytes(kernel)
         assert not re.search(r"\bfma\.", kernel.asm["ptx"])  # every product and sum is rounded as the definition's
-        assert "div.full" not in kernel.asm["ptx"] and "div.rn.f32" in kernel.asm["ptx"]
+        assert "div.full" not in kernel.asm["ptx"]
         rows = re.findall(r"tt\.addptr %(?:images|maps|pictures|largest)\S*, .*, (i\d+)", kernel.asm["ttir"])
         assert len(rows) >= 3 and set(rows) == {"i64"}  # offsets may pass 2^31
-    assert set(global_bytes(kernels[1], "st")) == {4}
+    assert set(global_bytes(kernels[1], "st")) == {4} and "div.rn.f32" in kernels[1].asm["ptx"]
 
 
 def test_overlay_of_images_of_odd_sizes_and_strides(arch):
