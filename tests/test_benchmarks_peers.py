@@ -71,7 +71,8 @@ def test_every_output_is_checked(toy, method):
     problem = fine(toy, method)
     outputs = outputs_of(problem, method)
     row = agreement.check(problem, method, outputs, 1e-4)
-    assert row["difference"] == max(row["differences"].values()) <= 1e-4
+    assert row["difference"] == max(row["differences"].values()) <= row["tolerance"] <= 1e-2
+    assert row["tolerance"] == 1e-4 or method in ("fem", "smoothgradcam++")
     assert set(outputs) == {"forward", "fastcam", *peers.calls(problem, method)}
     for side in outputs.keys() - {"forward"}:
         wrong = {**outputs, side: outputs[side] * 0.5 + 0.1 * abs(outputs[side]).max()}
