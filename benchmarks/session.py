@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ class Session:
         self._settings = settings
         self._head = head
         self.groups: dict[str, Group] = {}
+        self._begun = time.monotonic()
 
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[SETTINGS] = self._settings
@@ -47,6 +49,11 @@ class Session:
     def row(self, request: pytest.FixtureRequest) -> dict[str, Any]:
         """What a case measured, to be filled in by it: `case` and `model`, where it has one, are there."""
         return _named(request.node)
+
+    def pytest_runtest_setup(self) -> None:
+        minutes = self._settings.minutes
+        if minutes is not None and time.monotonic() - self._begun > 60 * minutes:
+            pytest.skip(f"the run's {minutes:g} minutes were over")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:

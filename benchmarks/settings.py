@@ -29,6 +29,7 @@ class Settings:
 
     set_name     the named set this is, as recorded
     cap          in seconds: a side of which one call takes longer is not timed, and the results say so
+    minutes      cases that would begin later than so long after the first are left out, and the results say so
     whole        nothing but a named set narrows its cases down, so its results replace those on record
     out          the folder of the results; None: `benchmarks/results/<device>`
     """
@@ -42,6 +43,7 @@ class Settings:
     repetitions: int = RECORDED_REPETITIONS
     threads: int | None = None
     cap: float = 30.0
+    minutes: float | None = None
     commit: str | None = None
     out: Path | None = None
     set_name: str | None = None
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=_repetitions, metavar="N", help=f"default: {RECORDED_REPETITIONS}")
     parser.add_argument("--threads", type=_positive, metavar="N", help="of torch, OpenMP and BLAS; default: theirs")
     parser.add_argument("--cap", type=float, metavar="SECONDS", help="do not time what takes longer for one call")
+    parser.add_argument("--minutes", type=float, metavar="N", help="begin no case later than so long after the first")
     parser.add_argument("--commit", help="what to record as the commit where git is not at hand")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: benchmarks/results/<device>")
     return parser

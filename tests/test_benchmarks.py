@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import (  # noqa: E402
     memory,
     problem,
+    session,
     settings,
     side_by_side,
 )
@@ -94,6 +95,13 @@ def test_only_whole_runs_are_recorded():
     assert not settings.parse(["--method", "gradcam"]).recorded
     with pytest.raises(SystemExit):
         settings.parse(["--set", "gpu-short", "--device", "cpu"])
+
+
+def test_no_case_begins_after_the_time_of_a_run():
+    plugin = session.Session(settings.parse(["--minutes", "0"]), {"device": "cpu"})
+    with pytest.raises(pytest.skip.Exception, match="the run's 0 minutes were over"):
+        plugin.pytest_runtest_setup()
+    session.Session(settings.parse(["--minutes", "1"]), {"device": "cpu"}).pytest_runtest_setup()
 
 
 def test_a_part_stands_for_its_cases():

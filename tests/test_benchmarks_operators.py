@@ -84,7 +84,7 @@ def test_every_operator_is_in_each_sweep(run):
     explained = list(explanations.chosen(settings.parse(run)))
     assert {e.method for e in explained} >= ({"gradcam", "eigencam", "scorecam"})
     if "gpu-short" in run:
-        assert len(found) <= 20
+        assert len(found) <= 24  # of a few seconds each
     if "cuda" in run:
         reduced = [o.shape for o in found if o.name == "channel_reduce[gradcam]"]
         assert {s[0] for s in reduced} >= {1, 256} and {s[1:] for s in reduced} == {
