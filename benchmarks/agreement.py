@@ -21,13 +21,15 @@ TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}  # of finished maps in [0, 1], of gradie
 WIDER = {"fem": 1e-2}
 SIGNLESS = ("eigencam", "eigengradcam")  # a principal component has no sign of its own
 FEW = 4  # images, where fastcam is compared with itself in fp64, or ranks are compared
-ALIKE = 0.8  # the least rank correlation of what fastcam gives in bf16 with what it gives in fp32
+# The least rank correlation of what fastcam gives in bf16 with what it gives in fp32; or where rounding in the network
+# itself, at ReLUs say, costs more: that of a peer's, but for the second.
+ALIKE, APART = 0.8, 0.05
 
 Pair = tuple[np.ndarray, np.ndarray]  # what a side gave, and what it should have
 
 
 def check(
-    problem: Problem, method: str, outputs: Mapping[str, Any], tolerance: float, single: np.ndarray | None = None
+    problem: Problem, method: str, outputs: Mapping[str, Any], tolerance: float, single: Any = None
 ) -> dict[str, Any]:
     """How far each side's output is from what it should be, as entries of a row; AssertionError if it is too far.
 
@@ -37,7 +39,7 @@ def check(
     or with a network rewritten by hand. In bf16 each one is compared with what it is in fp32.
     """
     given = {side: as_numpy(value) for side, value in outputs.items() if side != "forward"}
-    ours = given.pop("fastcam") if single is None else single
+    ours = given.pop("fastcam") if single is None else as_numpy(single)
     if method not in SALIENCY and not (ours.max(axis=(1, 2)) > 0.5).mean() >= 0.5:
         raise AssertionError("most of the maps are empty: comparing them says nothing")
     pairs = {side: pair(problem, method, side, value, ours) for side, value in given.items()}
@@ -50,7 +52,7 @@ def check(
         row["notes"] = notes
     if single is not None:
         row["rank_correlation"] = ranks = {side: rank_correlation(*p) for side, p in pairs.items()}
-        if not ranks["fastcam"] >= ALIKE:
+        if not ranks["fastcam"] >= min([ALIKE, *(r - APART for side, r in ranks.items() if side != "fastcam")]):
             raise AssertionError(f"{method} ranks otherwise than in fp32: {ranks}")
     elif not row["difference"] <= WIDER.get(method, tolerance):
         raise AssertionError(f"{method} differs by {row['differences']}, more than {WIDER.get(method, tolerance):.0e}")

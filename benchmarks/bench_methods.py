@@ -35,7 +35,7 @@ COMBINED = ("refinecam",)  # of several layers
 # RefineCAM's usual base, Grad-CAM++, divides by what may be 0 where activations have both signs: a matter of rounding.
 OPTIONS = {"refinecam": {"base_method": "layercam"}}
 # Of all layers: a case of its own measures it beside ScoreCAM and the like, on other models and batches.
-ALL_LAYERS = {"cpu": ("resnet50", ("fullgrad", "simplefullgrad"))}
+ALL_LAYERS = {"cpu": ("resnet50", ("fullgrad",))}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -72,7 +72,7 @@ def bench_method(
     row.update(comparison.run(benchmark, settings.repetitions))
     row["not_supported"] = {**peers.left_out(problem, method), **comparison.not_supported}
     row["images_per_second"] = {name: batch / spread["median"] for name, spread in row["seconds"].items()}
-    memory = {name: calls[name].peak for name in comparison.sides}
+    memory: dict[str, Any] = {name: calls[name].peak for name in comparison.sides}
     row["memory"] = memory
     row["memory_ratios"] = {
         f"{name}/forward": size / memory["forward"] for name, size in memory.items() if name != "forward"
@@ -108,7 +108,7 @@ def sides(problem: Problem, method: str) -> dict[str, Callable[[], Any]]:
 
 def ours(problem: Problem, method: str) -> Callable[[], Any]:
     if method in CAMS:
-        options = {key: METHODS[name] for key, name in OPTIONS.get(method, {}).items()}
+        options: dict[str, Any] = {key: METHODS[name] for key, name in OPTIONS.get(method, {}).items()}
         return partial(CAMS[method](problem.net, problem.layer, **options), problem.x, problem.targets)
     explain = SALIENCY[method](problem.net, *([problem.layer] if method == "guidedgradcam" else []))
     return partial(explain.attribute, problem.x, problem.targets)

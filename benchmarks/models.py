@@ -54,22 +54,42 @@ def network(name: str, device: str) -> nn.Module:
 
 @torch.no_grad()
 def calibrate(net: nn.Module, x: Tensor) -> None:
-    """Batch-norm statistics from one pass over the images; logits of mean 0 and deviation 1 over them."""
-    norms = [m for m in net.eval().modules() if isinstance(m, nn.BatchNorm2d)]
+    """Statistics of batch norms from one pass over the images; logits of mean 0 and deviation 1 over them.
+
+    In a network without any norm the layers themselves are scaled, so that its features differ from image to image.
+    """
+    net.eval()
+    head = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
+    hooks = []
+    if not any(isinstance(m, nn.BatchNorm2d | nn.LayerNorm) for m in net.modules()):
+        scaled = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m is not head]
+        hooks = [m.register_forward_hook(_standardize) for m in scaled]
     for norm in norms:
         norm.train().momentum = 1.0
-    if norms:
+    if norms or hooks:
         net(x)
     for norm, momentum in zip(norms, usual, strict=True):
         norm.eval().momentum = momentum
-    head = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+    for hook in hooks:
+        hook.remove()
     if not head.weight.any():  # as torchvision leaves that of a vision transformer
         head.reset_parameters()
     logits = net(x)  # (B, K)
     deviation = (logits - logits.mean(0)).std()
     head.bias.sub_(logits.mean(0)).div_(deviation)
     head.weight.div_(deviation)
+
+
+def _standardize(layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Scale and shift a layer so that each channel of its output has mean 0 and deviation 1; that output."""
+    assert layer.bias is not None
+    std, mean = torch.std_mean(output.transpose(0, 1).flatten(1), dim=1)
+    layer.weight.div_(std.view(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias.sub_(mean).div_(std)
+    shape = (-1, *[1] * (output.ndim - 2))
+    return (output - mean.view(shape)) / std.view(shape)
 
 
 def images(count: int, size: int, seed: int = 0) -> Tensor:
