@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fastcam
-from benchmarks import agreement, bench_perturbation, peers
+from benchmarks import agreement, bench_methods, bench_perturbation, peers
 from benchmarks.agreement import TOLERANCE
 from benchmarks.memory import Metered
 from benchmarks.models import RECIPES
@@ -25,7 +25,6 @@ from benchmarks.settings import Settings
 from benchmarks.side_by_side import SideBySide, wall_clock
 from fastcam import metrics
 from fastcam.layers import find_layers
-from fastcam.methods import METHODS
 
 MODELS = ("resnet50", "toy")
 BATCH = 4
@@ -80,14 +79,14 @@ def equal(name: str, tolerance: float, outputs: dict[str, Any]) -> dict[str, Any
 
 
 def cam(method: str, *layers: str) -> Callable[[Problem], Case]:
-    """A method at other layers than the last."""
+    """A method at other layers than the last, with the options that it has there."""
 
     def case(problem: Problem) -> Case:
         there = replace(problem, layer=layers if len(layers) > 1 else layers[0])
-        mine = there.copied()
-        explain = partial(METHODS[method](mine.net, mine.layer), mine.x, mine.targets)
-        check = partial(agreement.check, there, method, tolerance=TOLERANCE[problem.x.device.type])
-        return Case({"fastcam": explain, **peers.calls(there, method)}, lambda outputs: check(outputs=outputs))
+        tolerance = TOLERANCE[problem.x.device.type]
+        sides = bench_methods.sides(there, method)
+        del sides["forward"]
+        return Case(sides, lambda outputs: agreement.check(there, method, outputs, tolerance))
 
     return case
 
@@ -197,7 +196,7 @@ def class_count(problem: Problem) -> int:
 
 CASES: dict[str, Callable[[Problem], Case]] = {
     "EigenCAM at layer2": cam("eigencam", "layer2"),
-    "RefineCAM, 4 layers": cam("refinecam", *RECIPES["resnet50"].stages),
+    "RefineCAM of LayerCAM, 4 layers": cam("refinecam", *RECIPES["resnet50"].stages),
     "FullGrad": full_grad,
     "DFF": factorization,
     "Sobel": sobel,
@@ -206,4 +205,8 @@ CASES: dict[str, Callable[[Problem], Case]] = {
     "10 classes": few_classes,
     "1000 classes at layer resolution": every_class,
 }
-BATCHES = {"FullGrad": 8, "1000 classes at layer resolution": 8, "ROAD combined": 1}  # of the last grad-cam takes 7 s
+BATCHES = {
+    "FullGrad": 8,
+    "1000 classes at layer resolution": 8,
+    "ROAD combined": 2,
+}  # of the last grad-cam takes 7 s each
