@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from benchmarks import agreement, peers
-from benchmarks.agreement import TOLERANCE as TOLERANCE  # for the other cases
-from benchmarks.agreement import difference_up_to_sign as difference_up_to_sign
 from benchmarks.memory import Metered
 from benchmarks.models import RECIPES
 from benchmarks.problem import Problem, forward
+from benchmarks.rows import timed
 from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import SideBySide, wall_clock
@@ -25,17 +24,16 @@ from fastcam.methods import ATTENTION, METHODS
 from fastcam.methods.fullgrad import FullGrad
 from fastcam.methods.perturbation import PerturbationCAM
 from fastcam.methods.sess import SESS
+from fastcam.methods.smooth import SmoothGradCAMpp
 from fastcam.visualize import SALIENCY
 from fastcam.visualize.sampled import SampledGradient
 
 CAMS = {**METHODS, **ATTENTION}
-ELSEWHERE = (PerturbationCAM, SESS, FullGrad, SampledGradient)  # many rows or layers: cases of their own
+ELSEWHERE = (PerturbationCAM, SESS, FullGrad, SmoothGradCAMpp, SampledGradient)  # many passes or layers
 ONE_PASS = [name for name, cls in {**CAMS, **SALIENCY}.items() if not issubclass(cls, ELSEWHERE)]
 COMBINED = ("refinecam",)  # of several layers
 # RefineCAM's usual base, Grad-CAM++, divides by what may be 0 where activations have both signs: a matter of rounding.
 OPTIONS = {"refinecam": {"base_method": "layercam"}}
-# Of all layers: a case of its own measures it beside ScoreCAM and the like, on other models and batches.
-ALL_LAYERS = {"cpu": ("resnet50", ("fullgrad",))}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -46,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for model in settings.models
         if model in RECIPES
         for batch in settings.batches_on(settings.device)
-        for method in settings.chosen(methods_of(model, settings.device))
+        for method in settings.chosen(ONE_PASS)
         for dtype in settings.dtypes_on(settings.device)
     ]
     metafunc.parametrize(("model", "batch", "method", "dtype"), cases)
@@ -69,19 +67,8 @@ def bench_method(
     row.update(agreement.check(single, method, outputs, agreement.TOLERANCE[device], exact))
     del outputs
     gc.collect()  # grad-cam's objects are in cycles with its hooks
-    row.update(comparison.run(benchmark, settings.repetitions))
+    row.update(timed(benchmark, comparison, settings.repetitions, batch))
     row["not_supported"] = {**peers.left_out(problem, method), **comparison.not_supported}
-    row["images_per_second"] = {name: batch / spread["median"] for name, spread in row["seconds"].items()}
-    memory: dict[str, Any] = {name: calls[name].peak for name in comparison.sides}
-    row["memory"] = memory
-    row["memory_ratios"] = {
-        f"{name}/forward": size / memory["forward"] for name, size in memory.items() if name != "forward"
-    }
-
-
-def methods_of(model: str, device: str) -> list[str]:
-    where, methods = ALL_LAYERS.get(device, ("", ()))
-    return [*ONE_PASS, *(methods if model == where else ())]
 
 
 _latest = lru_cache(maxsize=1)(Problem.of)
@@ -112,11 +99,6 @@ def ours(problem: Problem, method: str) -> Callable[[], Any]:
         return partial(CAMS[method](problem.net, problem.layer, **options), problem.x, problem.targets)
     explain = SALIENCY[method](problem.net, *([problem.layer] if method == "guidedgradcam" else []))
     return partial(explain.attribute, problem.x, problem.targets)
-
-
-def theirs(problem: Problem, name: str) -> Callable[[], np.ndarray]:
-    """A method of grad-cam by the name of its class."""
-    return peers.calls(problem, next(key for key, cls in METHODS.items() if cls.__name__ == name))["grad-cam"]
 
 
 def _seeded(call: Callable[[], Any]) -> Any:

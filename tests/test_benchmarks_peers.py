@@ -19,7 +19,7 @@ sys.path.remove(str(ROOT))
 
 STAGES = ("layer1[-1]", "layer2[-1]")
 METHODS = (
-    *("gradcam", "gradcam++", "layercam", "eigencam", "cam", "fem", "finercam", "refinecam", "smoothgradcam++"),
+    *("gradcam", "gradcam++", "layercam", "eigencam", "cam", "fem", "finercam", "refinecam"),
     *("saliency", "inputxgradient", "guidedbackprop", "deconvnet", "guidedgradcam", "randomcam"),
 )
 
@@ -202,10 +202,8 @@ def test_a_method_that_a_model_cannot_have_is_left_out_with_the_reason():
 
 def test_methods_of_many_rows_or_layers_are_elsewhere():
     chosen = {*bench_methods.ONE_PASS}
-    assert {"cam", "randomcam", "smoothgradcam++", "refinecam", "legrad", "guidedgradcam"} <= chosen
-    assert not {"scorecam", "ablationcam", "sess", "fullgrad", "smoothgrad", "integratedgradients"} & chosen
-    assert "fullgrad" in bench_methods.methods_of("resnet50", "cpu")
-    assert "fullgrad" not in bench_methods.methods_of("resnet18", "cpu") + bench_methods.methods_of("resnet50", "cuda")
+    assert {"cam", "randomcam", "refinecam", "legrad", "guidedgradcam"} <= chosen
+    assert not {"scorecam", "ablationcam", "sess", "fullgrad", "smoothgradcam++", "integratedgradients"} & chosen
 
 
 def test_every_model_has_its_recipe():
