@@ -476,3 +476,15 @@ def test_the_parts_that_stay_in_cache_change_nothing(cls, cached, monkeypatch):
     monkeypatch.setattr("fastcam.methods.fullgrad._CACHED", cached)
     torch.testing.assert_close(method(cls, net).attribute(x, 1, normalize=False), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(channels_last, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_a_long_batch_goes_in_equal_parts(cls, monkeypatch):
+    net, x, sizes = tiny(), photos(5), []
+    explain = method(cls, net)
+    expected, outputs = explain(x, [0, 1, 2, 0, 1]), explain.outputs
+    monkeypatch.setattr("fastcam.methods.fullgrad._AT_ONCE", 2 * x[0].numel())
+    net.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    np.testing.assert_allclose(explain(x, [0, 1, 2, 0, 1]), expected, atol=1e-4)
+    assert set(sizes) == {1, 2} and sizes[0] == 2
+    torch.testing.assert_close(explain.outputs, outputs)

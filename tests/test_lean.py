@@ -161,7 +161,7 @@ class Checkpointed(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("method", ["FullGrad", "Saliency", "SmoothGrad"])
+@pytest.mark.parametrize("method", ["FullGrad", "SmoothFullGrad"])
 def test_checkpoints(method):
     net, x = Checkpointed().eval(), torch.rand(2, 3, 16, 16)
     expected = getattr(fastcam, method)(net).attribute(x, [1, 2])
@@ -169,8 +169,8 @@ def test_checkpoints(method):
     torch.testing.assert_close(getattr(fastcam, method)(net).attribute(x, [1, 2]), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["FullGrad", "Saliency", "GuidedBackprop"])
-def test_the_methods_use_it(method, monkeypatch):
+@pytest.mark.parametrize("method", ["FullGrad", "SimpleFullGrad"])
+def test_full_gradients_use_it(method, monkeypatch):
     """And without it give the same."""
     net, x, calls = Checkpointed().eval(), torch.rand(2, 3, 16, 16), []
     apply = _FixedNorm.apply

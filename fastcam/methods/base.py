@@ -170,9 +170,9 @@ class BaseCAM:
         """Whether a batch for which memory does not suffice is explained in parts."""
         return False
 
-    def at_once(self, images: int) -> int:
+    def at_once(self, x: Inputs) -> int:
         """How many of the images go into one run of the model: all, unless a method promises to need less memory."""
-        return images
+        return len(x)
 
     def weighted_map(self, A: Tensor, weights: Tensor, eigen_smooth: bool) -> Tensor:
         """The low map of weights `(B * T, C)`, those of an image in a row, for activations `(B, C, *S)`."""
@@ -255,7 +255,7 @@ class BaseCAM:
 
     def _maps(self, x: Inputs, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
         """The maps of each layer, or of all together; in parts of the batch if it is long."""
-        B, step = len(x), self.at_once(len(x))
+        B, step = len(x), self.at_once(x)
         start, parts, outputs = 0, [], []
         while start < B:
             part = targets if step >= B else part_of(targets, start, start + step, B)

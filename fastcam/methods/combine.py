@@ -42,8 +42,8 @@ class CombinedCAM(BaseCAM):
         self.uses_gradients = self.base_cam.uses_gradients
         self.class_discriminative = self.base_cam.class_discriminative
 
-    def at_once(self, images: int) -> int:
-        return self.base_cam.at_once(images)
+    def at_once(self, x: Inputs) -> int:
+        return self.base_cam.at_once(x)
 
     def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         return self.base_cam.recorded(x, layers, complete)

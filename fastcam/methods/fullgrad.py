@@ -17,6 +17,7 @@ from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, are_callables, class_indices, logits_of, scores
 
 _CACHED = 300_000  # numbers that stay in a core's cache
+_AT_ONCE = 640_000  # numbers of the input
 
 
 class FullGrad(BaseCAM):
@@ -63,6 +64,11 @@ class FullGrad(BaseCAM):
         self.target_layers = []
         self.rescale = rescale or self.rescale
 
+    def at_once(self, x: Inputs) -> int:
+        """On a CPU about four photographs, in equal parts: a graph of more leaves its caches."""
+        parts = -(-x.image.numel() // _AT_ONCE) if x.image.device.type == "cpu" else 1
+        return -(-len(x) // parts)
+
     def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
         return full_gradients(self.model, x)
 
@@ -83,12 +89,12 @@ class FullGrad(BaseCAM):
         layers: list[Tensor] = []  # (B, *s) each, from the last call to the first
 
         def receive(_: int, bias: Tensor, G: Tensor) -> None:
-            layers.append(self._saliency(G, self.factor(bias)).to(run.input.device))
+            layers.append(self._saliency(G, self._factor(bias)).to(run.input.device))
 
         G = run.gradient(column, receive, keep_graph)
         return self._fused(ops.wide(run.input) * ops.wide(G), layers[::-1], eigen_smooth)
 
-    def factor(self, bias: Tensor) -> Tensor | None:
+    def _factor(self, bias: Tensor) -> Tensor | None:
         """What r is taken of, over the gradient of the output that the bias `(C,)` is added to."""
         return bias
 
@@ -162,7 +168,7 @@ class SimpleFullGrad(FullGrad):
 
     rescale = "layer"
 
-    def factor(self, bias: Tensor) -> Tensor | None:
+    def _factor(self, bias: Tensor) -> Tensor | None:
         return None
 
 
@@ -214,7 +220,7 @@ class SmoothFullGrad(FullGrad):
                     total.add(ops.wide(copy) * ops.wide(G))
         maps = []
         for total in sums:
-            layers = [self._saliency(G / self.samples, self.factor(b)) for _, (b, G) in sorted(total.layers.items())]
+            layers = [self._saliency(G / self.samples, self._factor(b)) for _, (b, G) in sorted(total.layers.items())]
             inputs = (total.inputs / self.samples).sum(1, keepdim=True)
             maps.append(self._fused(inputs, [m.to(inputs.device) for m in layers], eigen_smooth))
         return [torch.stack(maps, 1).flatten(0, 1).unsqueeze(1)]

@@ -67,7 +67,7 @@ def explain(
     if others := [name for name in options or {} if name not in cams]:
         raise ValueError(f"options are given for {others[0]!r}, which is not among the methods")
     keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(unwrap(model), size, x)}
-    B, step = len(x), min(cam.at_once(len(x)) for cam in cams.values())
+    B, step = len(x), min(cam.at_once(x) for cam in cams.values())
     parts = [
         _of_part(cams, x[start : start + step], start, part_of(targets, start, start + step, B), **keywords)
         for start in range(0, B, step)

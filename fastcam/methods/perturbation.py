@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.batches import BatchSize, check_batch_size, in_batches
+from fastcam.inputs import Inputs
 from fastcam.layers import layer_name
 from fastcam.methods.base import BaseCAM
 from fastcam.record import Run
@@ -53,8 +54,8 @@ class PerturbationCAM(BaseCAM):
     def may_split(self) -> bool:
         return self.batch_size == "auto"
 
-    def at_once(self, images: int) -> int:
-        return min(images, _IMAGES_AT_ONCE if self.batch_size == "auto" else check_batch_size(self.batch_size))
+    def at_once(self, x: Inputs) -> int:
+        return min(len(x), _IMAGES_AT_ONCE if self.batch_size == "auto" else check_batch_size(self.batch_size))
 
     def scores_of(
         self,

@@ -117,8 +117,8 @@ class SESS(CombinedCAM):
                 places.append((x, y, width, height))
         return patches, places
 
-    def at_once(self, images: int) -> int:
-        return min(images, _IMAGES_AT_ONCE)
+    def at_once(self, x: Inputs) -> int:
+        return min(len(x), _IMAGES_AT_ONCE)
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
         raise NotImplementedError("SESS has a map of the input's size only: it cannot be another method's base_method")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam import ops
+from fastcam.inputs import Inputs
 from fastcam.methods.base import BaseCAM
 from fastcam.record import Run, record
 from fastcam.targets import Targets, for_rows, scores
@@ -49,8 +50,8 @@ class SmoothGradCAMpp(BaseCAM):
             raise ValueError(f"num_samples must be 1 or more and std not negative, got {num_samples} and {std}")
         self.num_samples, self.std, self.seed = num_samples, std, seed
 
-    def at_once(self, images: int) -> int:
-        return min(images, max(1, _ROWS_AT_ONCE // self.num_samples))
+    def at_once(self, x: Inputs) -> int:
+        return min(len(x), max(1, _ROWS_AT_ONCE // self.num_samples))
 
     def noise(self, x: Tensor) -> Tensor:
         """The draws `(n, k, *S)` for inputs x, the same in each call."""

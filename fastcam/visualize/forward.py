@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fastcam.inputs import Inputs
 from fastcam.intercept import intercepted
-from fastcam.lean import input_graph
 from fastcam.record import (
     Stop,
     all_modules,
@@ -80,5 +79,4 @@ def differentiable(
         stack.enter_context(intercepted(compiled, lambda _, forward, args, kwargs: forward(*args, **kwargs)))
         stack.enter_context(hooked(wanted, keep))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(input_graph(net))
         yield run
