@@ -70,14 +70,14 @@ def test_many_classes_are_each_as_alone(method, signed, x):
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcamelementwise"])
 def test_one_list_of_classes_serves_all_images_and_is_looked_up_once(method, x, monkeypatch):
-    looked_up, weights_of = [], ops.uniform_weights
-    monkeypatch.setattr(ops, "uniform_weights", lambda A, g, w: looked_up.append(len(g)) or weights_of(A, g, w))
+    looked_up, maps_of = [], ops.pooled_maps
+    monkeypatch.setattr(ops, "pooled_maps", lambda A, W, w: looked_up.append(W.ndim) or maps_of(A, W, w))
     cam = METHODS[method](tiny(Pooled), "tail")
     classes = torch.tensor([[0, 3, 1]])
     shared = cam.attribute(x, classes, normalize=False, size=None)
-    each = cam.attribute(x, classes.repeat(4, 1), normalize=False, size=None)
-    assert shared.shape[:2] == (4, 3) and looked_up == [1, 4] and shared.abs().max() > 1e-6
-    torch.testing.assert_close(shared, each)
+    each = cam.attribute(x, torch.cat([classes, *[classes.flip(1)] * 3]), normalize=False, size=None)
+    assert shared.shape[:2] == (4, 3) and looked_up == [2, 3] and shared.abs().max() > 1e-6
+    torch.testing.assert_close(shared, torch.cat([each[:1], each[1:].flip(1)]))
 
 
 def test_the_gradients_of_one_target_at_a_time_are_held(x):
