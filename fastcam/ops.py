@@ -39,11 +39,13 @@ def channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     if weighting == "gradcam":
         return G.mean(2)
     if weighting == "xgradcam":
-        return (G * (A / (A.sum(2, keepdim=True) + 1e-7))).sum(2)
-    if weighting == "gradcam++":
-        square = G * G
-        alpha = square / (2 * square + A.sum(2, keepdim=True) * (square * G) + 1e-6)
-        return (G.relu() * torch.where(G != 0, alpha, 0)).sum(2)
+        return torch.linalg.vecdot(G, A, dim=2) / (A.sum(2) + 1e-7)
+    if weighting == "gradcam++":  # relu(G) a is relu(G)³ over the divisor; few large tensors, and those written again
+        positive = G.relu()
+        square = positive * positive
+        cube = positive.mul_(square)
+        divisor = square.mul_(2).addcmul_(A.sum(2, keepdim=True), cube).add_(1e-6)
+        return cube.div_(divisor).sum(2)
     raise ValueError(f"weighting must be one of {CHANNELWISE} for a weight per channel, got {weighting!r}")
 
 
