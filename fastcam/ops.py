@@ -39,7 +39,7 @@ def channel_weights(A: Tensor, G: Tensor, weighting: str) -> Tensor:
     if weighting == "gradcam":
         return G.mean(2)
     if weighting == "xgradcam":
-        return torch.linalg.vecdot(G, A, dim=2) / (A.sum(2) + 1e-7)
+        return (G * A).sum(2) / (A.sum(2) + 1e-7)
     if weighting == "gradcam++":  # relu(G) a is relu(G)³ over the divisor; few large tensors, and those written again
         positive = G.relu()
         square = positive * positive

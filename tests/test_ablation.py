@@ -90,7 +90,9 @@ def test_ablation_cam_is_its_equation(cls, layer, dtype, x):
     torch.testing.assert_close(actual / scale, expected / scale, rtol=0, atol=1e-9 if dtype == torch.float64 else 1e-4)
 
 
-@pytest.mark.parametrize("network", ["resnet18", "vgg11_bn", "mobilenet_v3_small", "small_vit"])
+@pytest.mark.parametrize(
+    "network", ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.slow), "mobilenet_v3_small", "small_vit"]
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_same_map_as_grad_cam(network, batch):
     x, layers = inputs(network, batch), LAYERS[network]["last"]

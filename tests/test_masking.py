@@ -63,7 +63,9 @@ def low(cls, net, x, **options):
     return cls(net, "tail", batch_size=7, **options).attribute(x, CLASSES, normalize=False, size=None)
 
 
-@pytest.mark.parametrize("network", ["resnet18", "vgg11_bn", "mobilenet_v3_small", "small_vit"])
+@pytest.mark.parametrize(
+    "network", ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.slow), "mobilenet_v3_small", "small_vit"]
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_same_map_as_grad_cam(network, batch):
     x, layers = inputs(network, batch), LAYERS[network]["last"]

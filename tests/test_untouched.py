@@ -162,7 +162,9 @@ def test_after_a_signal():
     """The same by a real signal, a little later each time until a call ends before it, while many rows are scored."""
     net, x = fragile(), torch.randn(2, 3, 20, 24)
     before, stopped = snapshot(net), 0
-    for n in range(40):  # it may come behind a fast call, but not behind a slow one
+    for n in range(120):  # it may come behind a fast call, but not behind a slow one
+        if n >= 40 and stopped:
+            break
         cam = METHODS["ablationcam" if n % 2 else "scorecam"](net, "body", batch_size=2)
         timer = threading.Timer(0.0015 * (n + 1) % 0.02, signal.raise_signal, [signal.SIGINT])
         try:
