@@ -1,4 +1,4 @@
-"""Maps of one image and one class by the methods' formulas, with nothing of fastcam: the check of the part on scale."""
+"""Maps of one image and one class by the methods' formulas, with nothing of fastcam."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+METHODS = (
+    *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam"),
+    *("eigencam", "eigengradcam", "scorecam"),
+)
 _ROWS = 12  # of masked images at once
 
 
@@ -45,6 +49,17 @@ def _low(net: nn.Module, x: Tensor, target: int, method: str, A: Tensor, G: Tens
     """The map `(h, w)` of activations and gradients `(C, h, w)`."""
     if method == "gradcam":
         return (G.mean((1, 2))[:, None, None] * A).sum(0)
+    if method == "gradcam++":
+        alpha = G**2 / (2 * G**2 + A.sum((1, 2), keepdim=True) * G**3 + 1e-6)
+        return ((torch.where(G != 0, alpha, 0) * G.relu()).sum((1, 2), keepdim=True) * A).sum(0)
+    if method == "xgradcam":
+        return ((G * A).sum((1, 2), keepdim=True) / (A.sum((1, 2), keepdim=True) + 1e-7) * A).sum(0)
+    if method == "hirescam":
+        return (G * A).sum(0)
+    if method == "gradcamelementwise":
+        return (G * A).relu().sum(0)
+    if method == "eigengradcam":
+        return _eigencam(G * A)
     if method == "layercam":
         return (G.relu() * A).sum(0)
     if method == "eigencam":

@@ -1,7 +1,9 @@
 """The benchmarks of methods of many passes, of the toolbox and of looking inside: their checks see wrong outputs."""
 
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,11 +114,12 @@ def test_masked_passes_are_as_many_as_score_cam_makes(whole):
 
 
 def test_memory_of_queued_rows_is_that_of_full_batches(toy):
-    found = bench_perturbation.of_full_batches(toy, "reciprocam", "cpu", {"forward": 1, "fastcam": 1, "grad-cam": 7})
-    assert found["memory"]["grad-cam"] == 7 and found["memory"]["fastcam"] > 32 * toy.x[0].numel() * 4
+    found = bench_perturbation.of_full_batches(toy, "reciprocam", "cpu")
+    assert found["memory"].keys() == {"forward", "fastcam"} and found["memory_ratios"].keys() == {"fastcam/forward"}
+    assert found["memory"]["fastcam"] > 32 * toy.x[0].numel() * 4
     assert found["memory_images"] == 32
     assert found["memory_ratios"]["fastcam/forward"] == found["memory"]["fastcam"] / found["memory"]["forward"]
-    assert bench_perturbation.of_full_batches(toy, "groupcam", "cpu", {})["memory_images"] == len(toy.x)
+    assert bench_perturbation.of_full_batches(toy, "groupcam", "cpu")["memory_images"] == len(toy.x)
 
 
 @pytest.mark.parametrize("name", bench_toolbox.CASES)
@@ -162,6 +165,39 @@ def test_gradients_at_many_points_check_themselves(toy, name):
         bench_inside.check(name, toy, {"fastcam": wrong})
 
 
+def test_without_captum_smooth_grad_is_compared_with_a_plain_loop(toy):
+    ours = fastcam.SmoothGrad(toy.net, samples=25).attribute(toy.x, toy.targets)
+    assert abs(bench_inside.check("SmoothGrad", toy, {"fastcam": ours})) < 0.2
+    of_another = fastcam.SmoothGrad(toy.net, samples=25).attribute(toy.x, [(t + 1) % 10 for t in toy.targets])
+    with pytest.raises(AssertionError, match="correlates by"):
+        bench_inside.check("SmoothGrad", toy, {"fastcam": of_another})
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "parameters"),
+    [
+        ("perturbation", "reciprocam", ("toy", 1, "reciprocam", "float32")),
+        ("toolbox", "Sobel", ("toy", "Sobel")),
+        ("inside", "SmoothGrad", ("toy", "SmoothGrad")),
+    ],
+)
+def test_a_row_is_kept_where_fastcam_is_over_the_cap(case, name, parameters, monkeypatch):
+    module = {"perturbation": bench_perturbation, "toolbox": bench_toolbox, "inside": bench_inside}[case]
+    slow = {"fastcam": lambda: time.sleep(5)}
+    if case == "perturbation":
+        monkeypatch.setattr(module, "ours", lambda problem, method, **options: slow["fastcam"])
+    else:
+        with_slow = {
+            "toolbox": lambda p: bench_toolbox.Case(slow, lambda outputs: {}),
+            "inside": lambda p: {"forward": problem.forward(p), **slow},
+        }[case]
+        monkeypatch.setitem(module.CASES, name, with_slow)
+    row, chosen = {}, settings.Settings(device="cpu", repetitions=2, cap=1)
+    getattr(module, f"bench_{case}")(Rounds(), row, chosen, *parameters)
+    assert row["over_cap"] == {"fastcam": 1} and row["difference"] is None
+    assert "forward" in row["seconds"] and "fastcam" not in row["memory"]
+
+
 def test_images_that_maximise_are_checked(toy, monkeypatch):
     monkeypatch.setattr(bench_inside, "CHANNELS", 2)
     monkeypatch.setattr(bench_inside, "STEPS", 2)
@@ -179,12 +215,13 @@ def test_images_that_maximise_are_checked(toy, monkeypatch):
 
 
 def test_a_row_has_rates_and_the_memory_of_metered_sides():
-    calls = {"forward": memory.Metered(lambda: torch.zeros(2**20), "cpu"), "fastcam": lambda: None}
-    comparison = side_by_side.SideBySide(calls, lambda call: 0.5)
+    calls = {"forward": lambda: torch.zeros(2**20), "fastcam": lambda: torch.zeros(2**21)}
+    comparison = side_by_side.SideBySide(calls, lambda call: 0.5, meter=partial(memory.meter, "cpu"))
     comparison.warm_up()
     row = rows.timed(Rounds(), comparison, 2, batch=8)
     assert row["images_per_second"] == {"forward": 16, "fastcam": 16}
-    assert row["memory"] == {"forward": 4 * 2**20} and row["memory_ratios"] == {}
+    assert row["memory"] == {"forward": 4 * 2**20, "fastcam": 8 * 2**20}
+    assert row["memory_ratios"] == {"fastcam/forward": 2} and rows.memory({"fastcam": 3})["memory_ratios"] == {}
     assert rows.memory({"forward": 2, "fastcam": 3})["memory_ratios"] == {"fastcam/forward": 1.5}
 
 
