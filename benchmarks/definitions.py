@@ -154,5 +154,6 @@ def kept_outputs(modules: Sequence[nn.Module]) -> Iterator[list[tuple[nn.Module,
 
 
 def min_max(v: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """To [0, 1), what is constant to 0; 1e-7 as in pytorch-grad-cam."""
     v = v - v.amin(dims, keepdim=True)
     return v / (1e-7 + v.amax(dims, keepdim=True))

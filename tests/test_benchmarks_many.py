@@ -1,7 +1,6 @@
 """The benchmarks of methods of many passes, of the toolbox and of looking inside: their checks see wrong outputs."""
 
 import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,6 +77,18 @@ def test_methods_of_many_passes_are_checked_side_by_side(toy, whole, method, mon
     for side in found["differences"]:
         with pytest.raises(AssertionError, match="maps differ by"):
             bench_perturbation.check(toy, method, {**outputs, side: outputs[side] * 0.9}, 1e-4)
+
+
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+def test_without_grad_cam_it_says_what_maps_were_checked_against(toy, method):
+    maps = bench_perturbation.ours(toy.copied(), method)()
+    found = bench_perturbation.check(toy, method, {"fastcam": maps}, 1e-4)
+    assert found["difference"] <= 1e-4
+    assert found["checked_against"] == {"scorecam": "its formula", "ablationcam": "fastcam in batches of 12"}[method]
+    with pytest.raises(AssertionError, match="maps differ by"):
+        bench_perturbation.check(toy, method, {"fastcam": maps * 0.99}, 1e-4)
+    if method == "scorecam":  # without fastcam, grad-cam's
+        assert bench_perturbation.check(toy, method, {"grad-cam": maps}, 1e-4)["differences"].keys() == {"grad-cam"}
 
 
 @pytest.mark.parametrize("method", ["fullgrad", "simplefullgrad", "smoothfullgrad"])
@@ -183,7 +194,11 @@ def test_without_captum_smooth_grad_is_compared_with_a_plain_loop(toy):
 )
 def test_a_row_is_kept_where_fastcam_is_over_the_cap(case, name, parameters, monkeypatch):
     module = {"perturbation": bench_perturbation, "toolbox": bench_toolbox, "inside": bench_inside}[case]
-    slow = {"fastcam": lambda: time.sleep(5)}
+
+    def over():
+        raise side_by_side.OverCap
+
+    slow = {"fastcam": over}
     if case == "perturbation":
         monkeypatch.setattr(module, "ours", lambda problem, method, **options: slow["fastcam"])
     else:
@@ -192,9 +207,9 @@ def test_a_row_is_kept_where_fastcam_is_over_the_cap(case, name, parameters, mon
             "inside": lambda p: {"forward": problem.forward(p), **slow},
         }[case]
         monkeypatch.setitem(module.CASES, name, with_slow)
-    row, chosen = {}, settings.Settings(device="cpu", repetitions=2, cap=1)
+    row, chosen = {}, settings.Settings(device="cpu", repetitions=2)
     getattr(module, f"bench_{case}")(Rounds(), row, chosen, *parameters)
-    assert row["over_cap"] == {"fastcam": 1} and row["difference"] is None
+    assert row["over_cap"] == {"fastcam": 30} and row["difference"] is None
     assert "forward" in row["seconds"] and "fastcam" not in row["memory"]
 
 
