@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import rewritten
+from benchmarks import plain, rewritten
 from benchmarks.own_ways import OWN_WAYS, way
 from benchmarks.peers import reshape_of
 from benchmarks.problem import Problem
 from fastcam import ops
+from fastcam.layers import find_layers
 from fastcam.methods import ATTENTION, METHODS
 from fastcam.visualize import SALIENCY
 
@@ -24,8 +25,8 @@ WIDER = {"fem": 1e-2, "smoothgradcam++": 1e-2, "xgradcam of tokens": 1e-2}
 SIGNLESS = ("eigencam", "eigengradcam")  # a principal component has no sign of its own
 FEW = 4  # images, where fastcam is compared with itself in fp64, or ranks are compared
 # The least rank correlation of what fastcam gives in bf16 with what it gives in fp32; or where rounding in the network
-# itself, at ReLUs say, costs more: that of a peer's, but for the second.
-ALIKE, APART = 0.8, 0.05
+# itself, at ReLUs say, costs more: that of a peer's, but for the second; never less than the third.
+ALIKE, APART, LEAST = 0.8, 0.05, 0.5
 
 Pair = tuple[np.ndarray, np.ndarray]  # what a side gave, and what it should have
 
@@ -37,24 +38,36 @@ def check(
 
     problem   in fp32, whatever the outputs are in
     single    for outputs in bf16, what fastcam gives in fp32
-    In fp32 the others' outputs are compared with fastcam's; where none of them does the same thing, fastcam's with fp64
-    or with a network rewritten by hand. In bf16 each one is compared with what it is in fp32.
+    In fp32 the others' outputs are compared with fastcam's; where none of them does the same thing, fastcam's with what
+    `independent` gives, and where fastcam's is missing, those of the others. In bf16 each one is compared with what it
+    is in fp32. `checked_against` has what fastcam's was compared with.
     """
     given = {side: as_numpy(value) for side, value in outputs.items() if side != "forward"}
-    ours = given.pop("fastcam") if single is None else as_numpy(single)
+    row: dict[str, Any] = {}
+    if not given:
+        return {"difference": None}
+    if single is not None:
+        ours, row["checked_against"] = as_numpy(single), "fastcam in fp32"
+    elif "fastcam" in given:
+        ours = given.pop("fastcam")
+    else:
+        ours, row["checked_against"] = independent(problem, method)
     if method not in SALIENCY and not (ours.max(axis=(1, 2)) > 0.5).mean() >= 0.5:
         raise AssertionError("most of the maps are empty: comparing them says nothing")
     pairs = {side: pair(problem, method, side, value, ours) for side, value in given.items()}
-    if single is None and not any(expected is ours for _, expected in pairs.values()):
-        expected = independent(problem, method)
+    if not row and not (alike := [side for side, (_, expected) in pairs.items() if expected is ours]):
+        expected, row["checked_against"] = independent(problem, method)
         pairs["fastcam"] = (ours[: len(expected)], expected)
-    row: dict[str, Any] = {"differences": {side: difference(method, *p) for side, p in pairs.items()}}
+    elif not row:
+        row["checked_against"] = ", ".join(alike)
+    row["differences"] = {side: difference(method, *p) for side, p in pairs.items()}
     row["difference"] = max(row["differences"].values())
     if notes := {side: OWN_WAYS[side, method][1] for side in given if (side, method) in OWN_WAYS}:
         row["notes"] = notes
     if single is not None:
         row["rank_correlation"] = ranks = {side: rank_correlation(*p) for side, p in pairs.items()}
-        if not ranks["fastcam"] >= min([ALIKE, *(r - APART for side, r in ranks.items() if side != "fastcam")]):
+        least = min([ALIKE, *(r - APART for side, r in ranks.items() if side != "fastcam")])
+        if not ranks.get("fastcam", 1) >= max(LEAST, least):
             raise AssertionError(f"{method} ranks otherwise than in fp32: {ranks}")
         return row
     of_tokens = " of tokens" if method == "xgradcam" and reshape_of(problem) is not None else ""
@@ -71,24 +84,32 @@ def pair(problem: Problem, method: str, side: str, given: np.ndarray, ours: np.n
     if side == "grad-cam" and method in SIGNLESS:
         return given, nearest_sign(problem, method, given)
     if side in ("torch-cam", "captum") and method not in SALIENCY:  # low maps
-        return finished(given, problem.x.shape[2:]), ours
-    return given, ours
+        given = finished(given, problem.x.shape[2:])
+    return given[: len(ours)], ours
 
 
-def independent(problem: Problem, method: str) -> np.ndarray:
-    """A gradient of the network rewritten by hand; maps of the first images by the method itself in fp64."""
-    if method in SIGNLESS:
-        return signed(problem, method)[0]
+def independent(problem: Problem, method: str) -> tuple[np.ndarray, str]:
+    """What a method should give, and by what: a gradient of the network rewritten by hand; maps of the first images by
+    their plain formula, or, where it is not written down, by fastcam itself in fp64."""
     if method not in SALIENCY:
         copied = problem.copied()
+        if method in plain.METHODS and isinstance(problem.layer, str) and reshape_of(problem) is None:
+            return plain_maps(copied, method, FEW), "its formula"
         cam = {**METHODS, **ATTENTION}[method](copied.net.double(), copied.layer)
-        return as_numpy(cam.attribute(copied.x[:FEW].double(), copied.targets[:FEW]))
+        return as_numpy(cam.attribute(copied.x[:FEW].double(), copied.targets[:FEW])), "fastcam in fp64"
     gradient = rewritten.gradient(problem, SALIENCY[method].rule)
     if method == "inputxgradient":
         gradient *= as_numpy(problem.x)
     if method == "guidedgradcam":
         gradient *= METHODS["gradcam"](problem.net, problem.layer)(problem.x, problem.targets)[:, None]
-    return gradient
+    return gradient, "a network rewritten by hand"
+
+
+def plain_maps(problem: Problem, method: str, count: int) -> np.ndarray:
+    """The maps `(B, H, W)` of the first images by the plain formula."""
+    layers = find_layers(problem.net, problem.layer)
+    pairs = zip(problem.x[:count].split(1), problem.targets, strict=False)
+    return np.stack([as_numpy(plain.plain_map(problem.net, layers, x, t, method, low=False)) for x, t in pairs])
 
 
 def finished(low: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -109,13 +130,6 @@ def nearest_sign(problem: Problem, method: str, reference: np.ndarray) -> np.nda
     both = np.stack(signed(problem, method))  # (2, B, H, W)
     distance = np.abs(both - reference).max(axis=(2, 3))
     return both[distance.argmin(axis=0), np.arange(len(reference))]
-
-
-def difference_up_to_sign(problem: Problem, method: str, maps: np.ndarray, reference: np.ndarray) -> float:
-    """The reference must be the map of the signed component or of its opposite; the timed map that of the former."""
-    same, opposite = signed(problem, method)
-    both = np.stack([np.abs(reference - m).max(axis=(1, 2)) for m in (same, opposite)])  # (2, B)
-    return float(max(both.min(axis=0).max(), np.abs(maps - same).max()))
 
 
 def difference(method: str, got: np.ndarray, expected: np.ndarray) -> float:

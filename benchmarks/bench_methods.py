@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import agreement, peers
-from benchmarks.memory import Metered
+from benchmarks.memory import meter
 from benchmarks.models import RECIPES
 from benchmarks.problem import Problem, forward
 from benchmarks.rows import timed
@@ -57,8 +57,8 @@ def bench_method(
     single = explained(model, batch, device, method)
     problem = single.cast(getattr(torch, dtype))
     row.update(batch=batch, method=method, dtype=dtype, options=OPTIONS.get(method, {}))
-    calls = {name: Metered(call, device) for name, call in sides(problem, method).items()}
-    comparison = SideBySide(calls, wall_clock(device), settings.cap, may_fail=peers.PACKAGES)
+    calls, clock = sides(problem, method), wall_clock(device)
+    comparison = SideBySide(calls, clock, settings.cap, peers.PACKAGES, partial(meter, device))
     try:
         outputs = comparison.warm_up()
     except ValueError as error:  # fastcam's own, of a method that this model cannot have

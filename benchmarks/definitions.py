@@ -85,6 +85,17 @@ def integrated_gradients(problem: Problem, steps: int = 50) -> Tensor:
     return problem.x * total
 
 
+def smooth_grad(problem: Problem, samples: int, seed: int) -> Tensor:
+    """The mean gradient of noisy images `(B, k, H, W)`, of deviation 0.15 (max x - min x) of each image."""
+    x, dims = problem.x, (1, 2, 3)
+    spread = 0.15 * (x.amax(dims, keepdim=True) - x.amin(dims, keepdim=True))
+    total = torch.zeros_like(x)
+    for d in noise(x, samples, seed):
+        point = (x + spread * d).requires_grad_()
+        total += torch.autograd.grad(score_of(problem, point), point)[0] / samples
+    return total
+
+
 def masked_as_in_torch_cam(problem: Problem, method: str, samples: int = 1) -> Tensor:
     """What torch-cam's ScoreCAM, SSCAM or ISCAM gives, `(B, h, w)` in [0, 1]: its masks are scaled, then resized.
 
@@ -113,9 +124,9 @@ def outputs_of(problem: Problem) -> Tensor:
     return outputs[0][1]
 
 
-def noise(x: Tensor, samples: int) -> Iterator[Tensor]:
-    """The draws `(k, H, W)` that fastcam's methods take by default."""
-    generator = torch.Generator().manual_seed(0)
+def noise(x: Tensor, samples: int, seed: int = 0) -> Iterator[Tensor]:
+    """Draws `(k, H, W)`; those of seed 0 are what fastcam's methods take by default."""
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(samples):
         yield torch.randn(x.shape[1:], generator=generator).to(x.device, x.dtype)
 
@@ -143,5 +154,6 @@ def kept_outputs(modules: Sequence[nn.Module]) -> Iterator[list[tuple[nn.Module,
 
 
 def min_max(v: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """To [0, 1), what is constant to 0; 1e-7 as in pytorch-grad-cam."""
     v = v - v.amin(dims, keepdim=True)
     return v / (1e-7 + v.amax(dims, keepdim=True))

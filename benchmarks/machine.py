@@ -26,12 +26,12 @@ def slug(device: str) -> str:
 
 
 def describe(device: str, settings: Settings) -> dict[str, Any]:
-    """The head of a results file: when, which commit, which hardware, which versions."""
+    """The head of a results file: when (UTC), which commit, which hardware, which versions."""
     commit, dirty = (settings.commit, None) if settings.commit else _commit()
     return {
         "device": device,
         "set": settings.set_name,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "commit": commit,
         "dirty": dirty,
         "hardware": _hardware(device),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +15,43 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(call: Callable[[], Any], device: str) -> int:
-    """Peak bytes of the tensors that a call allocates; what was there before, weights and input, is not counted.
+    """Peak bytes of the tensors that a call allocates, see `meter`."""
+    with meter(device) as peak:
+        call()
+    return peak[0]
 
-    On a CPU from the profiler's memory events, numpy's arrays and scratch space inside oneDNN are not seen; on a GPU
-    from the allocator's own peak, the host's memory is not seen.
+
+def meter(device: str) -> AbstractContextManager[list[int]]:
+    """Gives a list into which, at the end of the block, the peak bytes of the tensors go that the block allocates.
+
+    What was there before, weights and input, is not counted. On a CPU from the profiler's memory events, numpy's arrays
+    and scratch space inside oneDNN are not seen; on a GPU from the allocator's own peak, the host's memory is not seen.
     """
-    return _peak_on_gpu(call) if device == "cuda" else _peak_on_cpu(call)
+    gc.collect()  # cycles, as of grad-cam with its hooks, would be freed at some time in the block
+    return _on_gpu() if device == "cuda" else _on_cpu()
 
 
-class Metered:
-    """A call of which the first run is metered: its `peak`, None before, is what `peak_bytes` says."""
-
-    def __init__(self, call: Callable[[], Any], device: str) -> None:
-        self.call, self.device = call, device
-        self.peak: int | None = None
-
-    def __call__(self) -> Any:
-        if self.peak is not None:
-            return self.call()
-        found: list[Any] = []
-        self.peak = peak_bytes(lambda: found.append(self.call()), self.device)
-        return found[0]
-
-
-def _peak_on_gpu(call: Callable[[], Any]) -> int:
+@contextmanager
+def _on_gpu() -> Iterator[list[int]]:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
+    before, peak = torch.cuda.memory_allocated(), list[int]()
+    yield peak
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    peak.append(torch.cuda.max_memory_allocated() - before)
 
 
-def _peak_on_cpu(call: Callable[[], Any]) -> int:
+@contextmanager
+def _on_cpu() -> Iterator[list[int]]:
+    peak: list[int] = []
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
+        yield peak
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     changes = [e for e in events if e["name"] == "[memory]" and e["args"]["Device Type"] == 0]
-    return _highest(sorted(changes, key=lambda e: e["ts"]))
+    peak.append(_highest(sorted(changes, key=lambda e: e["ts"])))
 
 
 def _highest(changes: list[dict[str, Any]]) -> int:

@@ -39,7 +39,6 @@ CAPTUM = {
 }
 # Where a peer's usual setting is another than fastcam's; names of options are fastcam's.
 SAME_AS_OURS: dict[tuple[str, str], dict[str, Any]] = {
-    ("torch-cam", "sscam"): {"samples": 10},
     ("torch-cam", "finercam"): {"gamma": 1.0},
     ("captum", "integratedgradients"): {"n_steps": 50, "internal_batch_size": 64},
     ("captum", "smoothgrad"): {"samples": 25},
@@ -104,9 +103,13 @@ def _grad_cam(problem: Problem, method: str, **options: Any) -> Call:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     if method == "guidedbackprop":
-        guided = package.GuidedBackpropReLUModel(problem.net, problem.x.device)
-        # The copied image, since grad-cam adds to its gradient.
-        return lambda: np.moveaxis(guided(problem.x.clone(), problem.targets[0]), -1, 0)[None]
+        guided, image = package.GuidedBackpropReLUModel(problem.net, problem.x.device), problem.x.clone()
+
+        def back() -> np.ndarray:
+            image.grad = None  # to which grad-cam adds
+            return np.moveaxis(guided(image, problem.targets[0]), -1, 0)[None]
+
+        return back
     if "base_method" in options:
         options["base_method"] = getattr(package, METHODS[options["base_method"]].__name__)
     batch_size = options.pop("batch_size", None)
@@ -148,13 +151,13 @@ def _torch_cam(problem: Problem, method: str, **options: Any) -> Call:
 
 def _captum(problem: Problem, method: str, **options: Any) -> Call:
     package = importlib.import_module(PACKAGES["captum"])
-    net, x = problem.net, problem.x
+    net, x = problem.net, problem.x.clone().requires_grad_()
     targets = torch.tensor(problem.targets, device=x.device)
     if method == "smoothgrad":
         tunnel, samples = package.NoiseTunnel(package.Saliency(net)), options["samples"]
-        spread = 0.15 * float((x.amax((1, 2, 3)) - x.amin((1, 2, 3))).mean())
-        settings = {"nt_type": "smoothgrad", "nt_samples": samples, "nt_samples_batch_size": 4, "stdevs": spread}
-        return lambda: tunnel.attribute(x.clone().requires_grad_(), target=targets, abs=False, **settings)
+        spread = 0.15 * float((x.detach().amax((1, 2, 3)) - x.detach().amin((1, 2, 3))).mean())
+        settings = {"nt_type": "smoothgrad", "nt_samples": samples, "stdevs": spread}  # in one batch, as by default
+        return lambda: tunnel.attribute(x, target=targets, abs=False, **settings)
     of_layer = method in ("gradcam", "guidedgradcam")
     explain = getattr(package, CAPTUM[method])(net, *(find_layers(net, problem.layer) if of_layer else []))
     given: dict[str, dict[str, Any]] = {
@@ -163,4 +166,4 @@ def _captum(problem: Problem, method: str, **options: Any) -> Call:
         "saliency": {"abs": False},
     }
     options = {**given.get(method, {}), **options}
-    return lambda: explain.attribute(x.clone().requires_grad_(), target=targets, **options)
+    return lambda: explain.attribute(x, target=targets, **options)

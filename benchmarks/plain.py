@@ -1,4 +1,4 @@
-"""Maps of one image and one class by the methods' formulas, with nothing of fastcam: the check of the part on scale."""
+"""Maps of one image and one class by the methods' formulas, with none of fastcam's operators."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.definitions import kept_outputs, min_max
+
+METHODS = (
+    *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam"),
+    *("eigencam", "eigengradcam", "scorecam"),
+)
 _ROWS = 12  # of masked images at once
 
 
@@ -19,32 +25,35 @@ def plain_map(net: nn.Module, layers: Sequence[nn.Module], x: Tensor, target: in
     activations, gradients = _recorded(net, layers, x, target)
     maps = []
     for A, G in zip(activations, gradients, strict=True):
-        m = _scaled(_low(net, x, target, method, A[0], G[0]).relu())
+        m = min_max(_low(net, x, target, method, A[0], G[0]).relu(), (0, 1))
         maps.append(m if low else F.interpolate(m[None, None], x.shape[2:], mode="bilinear")[0, 0])
-    return _scaled(torch.stack(maps).mean(0))
+    return min_max(torch.stack(maps).mean(0), (0, 1))
 
 
 def _recorded(
     net: nn.Module, layers: Sequence[nn.Module], x: Tensor, target: int
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
-    """Outputs of the layers and the gradients of the class's logit at them."""
-    seen: dict[nn.Module, Tensor] = {}
-    hooks = [m.register_forward_hook(lambda m, _, output: seen.update({m: output})) for m in layers]
-    try:
-        with torch.enable_grad():
-            logits = net(x)
-            outputs = [seen[m] for m in layers]
-            gradients = torch.autograd.grad(logits[0, target], outputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [o.detach() for o in outputs], gradients
+    """Outputs of the layers, the first to run first, and the gradients of the class's logit at them."""
+    with kept_outputs(layers) as outputs, torch.enable_grad():
+        gradients = torch.autograd.grad(net(x)[0, target], [o for _, o in outputs])
+    return [o.detach() for _, o in outputs], gradients
 
 
 def _low(net: nn.Module, x: Tensor, target: int, method: str, A: Tensor, G: Tensor) -> Tensor:
     """The map `(h, w)` of activations and gradients `(C, h, w)`."""
     if method == "gradcam":
         return (G.mean((1, 2))[:, None, None] * A).sum(0)
+    if method == "gradcam++":
+        alpha = G**2 / (2 * G**2 + A.sum((1, 2), keepdim=True) * G**3 + 1e-6)
+        return ((torch.where(G != 0, alpha, 0) * G.relu()).sum((1, 2), keepdim=True) * A).sum(0)
+    if method == "xgradcam":
+        return ((G * A).sum((1, 2), keepdim=True) / (A.sum((1, 2), keepdim=True) + 1e-7) * A).sum(0)
+    if method == "hirescam":
+        return (G * A).sum(0)
+    if method == "gradcamelementwise":
+        return (G * A).relu().sum(0)
+    if method == "eigengradcam":
+        return _eigencam(G * A)
     if method == "layercam":
         return (G.relu() * A).sum(0)
     if method == "eigencam":
@@ -75,9 +84,3 @@ def _masked_scores(net: nn.Module, x: Tensor, target: int, A: Tensor) -> Tensor:
         masks = torch.where(varied, (masks - low) / (high - low + 1e-8), 0)
         scores.append(net(x * masks)[:, target])
     return torch.cat(scores)
-
-
-def _scaled(m: Tensor) -> Tensor:
-    """To [0, 1), a constant map to 0; 1e-7 as in pytorch-grad-cam."""
-    m = m - m.min()
-    return m / (1e-7 + m.max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -72,7 +73,8 @@ class Session:
         return outcome
 
     def pytest_runtest_teardown(self) -> None:
-        """After every case, so that a run cut short keeps what it has."""
+        """After every case, so that a run cut short keeps what it has, and the next case finds the memory free."""
+        gc.collect()
         self.write()
 
     def write(self) -> list[Path]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import statistics
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import combinations
 from typing import Any
 
@@ -23,19 +24,27 @@ class OverCap(BaseException):
 class SideBySide:
     """Sides `name -> call` in one interleaved run, from the baseline to the slowest, say.
 
-    Each repetition times every side once and begins one side later than the one before. What counts is the median
-    over the repetitions of the ratio of two sides within one repetition. A side of which one call takes longer than
-    `cap` seconds is stopped there and left out: it is in `over_cap`. One of `may_fail` that raises an error is left out
-    too: `not_supported` has the error.
+    Each repetition times every side once: the sides take turns at being first, the others follow in an order of its
+    own, the same in every run, so that none always comes behind the same other. What counts is the median over the
+    repetitions of the ratio of two sides within one repetition. A side of which one call takes longer than `cap`
+    seconds is stopped there and left out: it is in `over_cap`. One of `may_fail` that raises an error is left out too:
+    `not_supported` has the error. With a `meter` (see `benchmarks.memory`), `peaks` has the bytes of each first call.
     """
 
     def __init__(
-        self, sides: Mapping[str, Call], clock: Clock, cap: float | None = None, may_fail: Container[str] = ()
+        self,
+        sides: Mapping[str, Call],
+        clock: Clock,
+        cap: float | None = None,
+        may_fail: Container[str] = (),
+        meter: Callable[[], AbstractContextManager[list[int]]] | None = None,
     ) -> None:
         self.sides = dict(sides)
         self.clock = clock
         self.cap = cap
         self.may_fail = may_fail
+        self.meter = meter
+        self.peaks: dict[str, int] = {}
         self.seconds: dict[str, list[float]] = {name: [] for name in sides}
         self.over_cap: list[str] = []
         self.not_supported: dict[str, str] = {}
@@ -45,8 +54,10 @@ class SideBySide:
         outputs = {}
         for name in list(self.sides):
             try:
-                with capped(self.cap):
+                # The meter's own work, around the call, is not under the cap.
+                with self.meter() if self.meter else nullcontext([]) as peak, capped(self.cap):
                     outputs[name] = self.sides[name]()
+                self.peaks.update(zip([name], peak, strict=False))
             except OverCap:
                 self.over_cap.append(name)
             except Exception as error:
@@ -58,9 +69,7 @@ class SideBySide:
         return outputs
 
     def repetition(self) -> None:
-        names = list(self.sides)
-        first = len(self.seconds[names[0]]) % len(names)
-        for name in names[first:] + names[:first]:
+        for name in order(list(self.sides), min(map(len, self.seconds.values()), default=0)):
             self.seconds[name].append(self.clock(self.sides[name]))
 
     def run(self, benchmark: Any, repetitions: int) -> dict[str, Any]:
@@ -71,7 +80,7 @@ class SideBySide:
     def summary(self) -> dict[str, Any]:
         """Seconds of each side, and ratios `"later/earlier"` of each two: medians with their quartiles."""
         return {
-            "repetitions": min(len(s) for s in self.seconds.values()),
+            "repetitions": min(map(len, self.seconds.values()), default=0),
             "seconds": {name: spread(s) for name, s in self.seconds.items()},
             "ratios": {f"{b}/{a}": spread(self.ratio(b, a)) for a, b in combinations(self.sides, 2)},
             "over_cap": {name: self.cap for name in self.over_cap},
@@ -81,6 +90,16 @@ class SideBySide:
     def ratio(self, side: str, base: str) -> list[float]:
         """Seconds of one side over those of another, repetition by repetition."""
         return [s / b for s, b in zip(self.seconds[side], self.seconds[base], strict=True)]
+
+
+def order(names: Sequence[str], repetition: int) -> list[str]:
+    """The names in the order of a repetition, each as often first as any other, what follows drawn anew."""
+    if not names:
+        return []
+    first = names[repetition % len(names)]
+    others = [name for name in names if name != first]
+    random.Random(repetition).shuffle(others)
+    return [first, *others]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The measuring tools: that they measure what they say. No timing is asserted."""
 
 import contextlib
+import datetime
 import json
 import os
 import subprocess
@@ -32,15 +33,18 @@ class Rounds:
             target()
 
 
-def test_sides_alternate_and_take_turns_at_being_first():
+def test_sides_take_turns_at_being_first_in_orders_that_differ():
     order = []
     sides = {name: lambda name=name: order.append(name) for name in "abc"}
     comparison = side_by_side.SideBySide(sides, side_by_side.wall_clock("cpu"))
     comparison.warm_up()
     assert order == ["a", "b", "c"]
-    comparison.run(Rounds(), 4)
-    assert "".join(order[3:]) == "abcbcacababc"
-    assert comparison.summary()["repetitions"] == 4
+    comparison.run(Rounds(), 12)
+    taken = ["".join(order[n : n + 3]) for n in range(3, len(order), 3)]
+    assert [names[0] for names in taken] == [*"abc"] * 4 and all(sorted(names) == [*"abc"] for names in taken)
+    assert {names[n : n + 2] for names in taken for n in (0, 1)} == {"ab", "ac", "ba", "bc", "ca", "cb"}
+    assert taken == ["".join(side_by_side.order([*"abc"], n)) for n in range(12)]
+    assert comparison.summary()["repetitions"] == 12
 
 
 def test_ratios_are_taken_within_a_repetition():
@@ -63,6 +67,27 @@ def test_a_side_over_its_cap_is_stopped_and_left_out():
     summary = comparison.run(Rounds(), 2)
     assert summary["over_cap"] == {"slow": 0.1} and list(summary["seconds"]) == ["fast"] and summary["ratios"] == {}
     time.sleep(0.15)  # no alarm is left over
+
+
+def test_the_work_of_the_meter_is_not_under_the_cap():
+    @contextlib.contextmanager
+    def slow():
+        peak = []
+        time.sleep(0.25)
+        yield peak
+        time.sleep(0.25)
+        peak.append(7)
+
+    clock = side_by_side.wall_clock("cpu")
+    comparison = side_by_side.SideBySide({"fast": lambda: 1}, clock, cap=0.2, meter=slow)
+    assert comparison.warm_up() == {"fast": 1} and comparison.peaks == {"fast": 7}
+
+
+def test_where_every_side_is_over_its_cap_the_row_says_so():
+    comparison = side_by_side.SideBySide({"slow": lambda: time.sleep(5)}, side_by_side.wall_clock("cpu"), cap=0.05)
+    assert comparison.warm_up() == {}
+    summary = comparison.run(Rounds(), 2)
+    assert summary["over_cap"] == {"slow": 0.05} and summary["seconds"] == {} and summary["repetitions"] == 0
 
 
 def test_memory_meter_sees_what_a_call_allocates(device):
@@ -104,6 +129,13 @@ def test_no_case_begins_after_the_time_of_a_run():
     session.Session(settings.parse(["--minutes", "1"]), {"device": "cpu"}).pytest_runtest_setup()
 
 
+def test_the_short_set_has_what_matters_most_first():
+    short = settings.parse(["--set", "gpu-short"])
+    assert short.minutes == 7 and settings.parse(["--set", "gpu-short", "--minutes", "3"]).minutes == 3
+    assert short.cases == ("launches", "operators", "methods") and short.batches_on("cuda") == (256, 1, 32)
+    assert short.recorded
+
+
 def test_a_part_stands_for_its_cases():
     assert settings.parse([]).cases == settings.CASES
     assert settings.parse(["operators", "toolbox"]).cases == ("toolbox", *settings.PARTS["operators"])
@@ -130,6 +162,7 @@ def test_a_case_from_end_to_end(tmp_path):
     text = (tmp_path / "methods-toy.json").read_text()
     result = json.loads(text)
     assert result["failed"] == [] and result["threads"] == 1
+    datetime.datetime.strptime(result["date"], "%Y-%m-%d %H:%M")  # of two runs in a day one is the newer
     assert [row["method"] for row in result["rows"]] == ["gradcam", "eigencam"]
     for row in result["rows"]:
         assert row["case"] == "methods" and row["repetitions"] == 2 and row["difference"] < 1e-4

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,18 @@ def test_methods_of_many_passes_are_checked_side_by_side(toy, whole, method, mon
             bench_perturbation.check(toy, method, {**outputs, side: outputs[side] * 0.9}, 1e-4)
 
 
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+def test_without_grad_cam_it_says_what_maps_were_checked_against(toy, method):
+    maps = bench_perturbation.ours(toy.copied(), method)()
+    found = bench_perturbation.check(toy, method, {"fastcam": maps}, 1e-4)
+    assert found["difference"] <= 1e-4
+    assert found["checked_against"] == {"scorecam": "its formula", "ablationcam": "fastcam in batches of 12"}[method]
+    with pytest.raises(AssertionError, match="maps differ by"):
+        bench_perturbation.check(toy, method, {"fastcam": maps * 0.99}, 1e-4)
+    if method == "scorecam":  # without fastcam, grad-cam's
+        assert bench_perturbation.check(toy, method, {"grad-cam": maps}, 1e-4)["differences"].keys() == {"grad-cam"}
+
+
 @pytest.mark.parametrize("method", ["fullgrad", "simplefullgrad", "smoothfullgrad"])
 def test_full_gradients_by_their_formula(toy, method):
     maps = METHODS[method](toy.net)(toy.x, toy.targets)
@@ -112,11 +125,12 @@ def test_masked_passes_are_as_many_as_score_cam_makes(whole):
 
 
 def test_memory_of_queued_rows_is_that_of_full_batches(toy):
-    found = bench_perturbation.of_full_batches(toy, "reciprocam", "cpu", {"forward": 1, "fastcam": 1, "grad-cam": 7})
-    assert found["memory"]["grad-cam"] == 7 and found["memory"]["fastcam"] > 32 * toy.x[0].numel() * 4
+    found = bench_perturbation.of_full_batches(toy, "reciprocam", "cpu")
+    assert found["memory"].keys() == {"forward", "fastcam"} and found["memory_ratios"].keys() == {"fastcam/forward"}
+    assert found["memory"]["fastcam"] > 32 * toy.x[0].numel() * 4
     assert found["memory_images"] == 32
     assert found["memory_ratios"]["fastcam/forward"] == found["memory"]["fastcam"] / found["memory"]["forward"]
-    assert bench_perturbation.of_full_batches(toy, "groupcam", "cpu", {})["memory_images"] == len(toy.x)
+    assert bench_perturbation.of_full_batches(toy, "groupcam", "cpu")["memory_images"] == len(toy.x)
 
 
 @pytest.mark.parametrize("name", bench_toolbox.CASES)
@@ -162,6 +176,43 @@ def test_gradients_at_many_points_check_themselves(toy, name):
         bench_inside.check(name, toy, {"fastcam": wrong})
 
 
+def test_without_captum_smooth_grad_is_compared_with_a_plain_loop(toy):
+    ours = fastcam.SmoothGrad(toy.net, samples=25).attribute(toy.x, toy.targets)
+    assert abs(bench_inside.check("SmoothGrad", toy, {"fastcam": ours})) < 0.2
+    of_another = fastcam.SmoothGrad(toy.net, samples=25).attribute(toy.x, [(t + 1) % 10 for t in toy.targets])
+    with pytest.raises(AssertionError, match="correlates by"):
+        bench_inside.check("SmoothGrad", toy, {"fastcam": of_another})
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "parameters"),
+    [
+        ("perturbation", "reciprocam", ("toy", 1, "reciprocam", "float32")),
+        ("toolbox", "Sobel", ("toy", "Sobel")),
+        ("inside", "SmoothGrad", ("toy", "SmoothGrad")),
+    ],
+)
+def test_a_row_is_kept_where_fastcam_is_over_the_cap(case, name, parameters, monkeypatch):
+    module = {"perturbation": bench_perturbation, "toolbox": bench_toolbox, "inside": bench_inside}[case]
+
+    def over():
+        raise side_by_side.OverCap
+
+    slow = {"fastcam": over}
+    if case == "perturbation":
+        monkeypatch.setattr(module, "ours", lambda problem, method, **options: slow["fastcam"])
+    else:
+        with_slow = {
+            "toolbox": lambda p: bench_toolbox.Case(slow, lambda outputs: {}),
+            "inside": lambda p: {"forward": problem.forward(p), **slow},
+        }[case]
+        monkeypatch.setitem(module.CASES, name, with_slow)
+    row, chosen = {}, settings.Settings(device="cpu", repetitions=2)
+    getattr(module, f"bench_{case}")(Rounds(), row, chosen, *parameters)
+    assert row["over_cap"] == {"fastcam": 30} and row["difference"] is None
+    assert "forward" in row["seconds"] and "fastcam" not in row["memory"]
+
+
 def test_images_that_maximise_are_checked(toy, monkeypatch):
     monkeypatch.setattr(bench_inside, "CHANNELS", 2)
     monkeypatch.setattr(bench_inside, "STEPS", 2)
@@ -179,12 +230,13 @@ def test_images_that_maximise_are_checked(toy, monkeypatch):
 
 
 def test_a_row_has_rates_and_the_memory_of_metered_sides():
-    calls = {"forward": memory.Metered(lambda: torch.zeros(2**20), "cpu"), "fastcam": lambda: None}
-    comparison = side_by_side.SideBySide(calls, lambda call: 0.5)
+    calls = {"forward": lambda: torch.zeros(2**20), "fastcam": lambda: torch.zeros(2**21)}
+    comparison = side_by_side.SideBySide(calls, lambda call: 0.5, meter=partial(memory.meter, "cpu"))
     comparison.warm_up()
     row = rows.timed(Rounds(), comparison, 2, batch=8)
     assert row["images_per_second"] == {"forward": 16, "fastcam": 16}
-    assert row["memory"] == {"forward": 4 * 2**20} and row["memory_ratios"] == {}
+    assert row["memory"] == {"forward": 4 * 2**20, "fastcam": 8 * 2**20}
+    assert row["memory_ratios"] == {"fastcam/forward": 2} and rows.memory({"fastcam": 3})["memory_ratios"] == {}
     assert rows.memory({"forward": 2, "fastcam": 3})["memory_ratios"] == {"fastcam/forward": 1.5}
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,17 @@ from torchvision.models import VisionTransformer
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks import agreement, bench_methods, memory, models, peers, rewritten, settings, side_by_side  # noqa: E402
+from benchmarks import (  # noqa: E402
+    agreement,
+    bench_methods,
+    memory,
+    models,
+    peers,
+    plain,
+    rewritten,
+    settings,
+    side_by_side,
+)
 from benchmarks.problem import Problem  # noqa: E402
 from fastcam.layers import find_layers  # noqa: E402
 
@@ -171,11 +182,46 @@ def test_ranks_of_equal_values_are_equal():
 
 
 def test_the_first_run_of_a_call_is_metered():
-    calls = []
-    metered = memory.Metered(lambda: calls.append(torch.zeros(2**20)) or len(calls), "cpu")
-    assert metered() == 1 and metered.peak == pytest.approx(4 * 2**20, rel=0.1)
-    peak = metered.peak
-    assert metered() == 2 and metered.peak == peak
+    sides, clock = {"forward": lambda: torch.zeros(2**20).numpy()}, side_by_side.wall_clock("cpu")
+    comparison = side_by_side.SideBySide(sides, clock, meter=partial(memory.meter, "cpu"))
+    comparison.warm_up()
+    assert comparison.peaks == {"forward": pytest.approx(4 * 2**20, rel=0.1)}
+
+
+def test_where_fastcam_is_over_the_cap_the_others_are_checked_and_timed(toy, monkeypatch):
+    def slow():
+        raise side_by_side.OverCap
+
+    pytest.importorskip("pytorch_grad_cam")
+    monkeypatch.setattr(bench_methods, "ours", lambda problem, method: slow)
+    row = {}
+    bench(row, "gradcam")
+    assert row["over_cap"] == {"fastcam": 30} and {"forward", "grad-cam"} <= row["seconds"].keys()
+    assert row["checked_against"] == "its formula" and row["differences"]["grad-cam"] < 1e-4
+    assert "grad-cam/forward" in row["ratios"] and "fastcam" not in row["memory"]
+    problem = fine(toy, "gradcam")
+    theirs = peers.calls(problem, "gradcam")["grad-cam"]()
+    with pytest.raises(AssertionError, match="differs by"):
+        agreement.check(problem, "gradcam", {"grad-cam": theirs * 0.9}, 1e-4)
+
+
+@pytest.mark.parametrize("method", plain.METHODS)
+def test_without_peers_maps_are_those_of_the_plain_formulas(toy, method):
+    problem = replace(fine(toy, method), x=toy.x[:1], targets=toy.targets[:1])
+    maps = bench_methods.ours(problem.copied(), method)()
+    row = agreement.check(problem, method, {"fastcam": maps}, 1e-4)
+    assert row["checked_against"] == "its formula" and row["difference"] < 1e-4
+    with pytest.raises(AssertionError, match="differs by"):
+        agreement.check(problem, method, {"fastcam": maps * 0.99}, 1e-4)
+    row = agreement.check(problem, "fem", {"fastcam": bench_methods.ours(problem.copied(), "fem")()}, 1e-4)
+    assert row["checked_against"] == "fastcam in fp64"
+
+
+def test_half_precision_has_a_floor_whatever_the_peers_do(toy):
+    maps = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (1, 64, 1))
+    bad = {"fastcam": 1 - maps, "grad-cam": 1 - maps}
+    with pytest.raises(AssertionError, match="ranks otherwise"):
+        agreement.check(toy, "gradcam", bad, 1e-4, maps)
 
 
 def bench(row, method, **options):

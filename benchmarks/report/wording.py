@@ -103,7 +103,7 @@ def measured_on(device: Device) -> str:
     for result in device.results:
         commit = f"commit {result['commit'] or 'unknown'}" + (" with changes" if result["dirty"] else "")
         cases = sorted({row["case"] for row in result["rows"]})
-        found.setdefault(_machine(result), {}).setdefault(f"{result['date']}, {commit}", []).extend(cases)
+        found.setdefault(_machine(result), {}).setdefault(f"{result['date'][:10]}, {commit}", []).extend(cases)
     return "".join(
         f"- {machine}: {'; '.join(f'{when} ({_listed(cases)})' for when, cases in runs.items())}.\n"
         for machine, runs in found.items()
