@@ -1,12 +1,14 @@
-"""From the low maps of one or more layers to the finished map in [0, 1], in one launch that writes the result once.
+"""From the low maps of one or more layers to the finished map in [0, 1], in one launch.
 
 `finish(L) = min_max(mean_l resize(min_max(relu(sum_p L[l, p]))))`, `min_max(v) = (v - min v) / (1e-7 + max v - min v)`.
 
 A program writes a band of rows of one image, 1024 pixels at a time: where a column lies between low ones is found once.
 It reads the image's low maps and keeps their normalised sums in a scratch row of its own, where its threads find the
-corners they mix. Before a pixel is written it needs the extremes of all: in a cell between four low pixels the resized
-map is bilinear, extreme at the corners, so only the first and last rows and columns of pixels in the cells are sampled,
-at most 2h by 2w.
+corners they mix: beside the result, written once, each program of an image writes all its low maps again. That is
+little at 7 x 7; of large low maps, 56 x 56 and up, it is what to time first.
+Before a pixel is written its program needs the extremes of all: in a cell between four low pixels the resized map is
+bilinear, extreme at the corners, so only the first and last rows and columns of pixels in the cells are sampled, at
+most 2h by 2w.
 All mixing is explicit fma: the same pixel gets the same bits in a sample and in the map.
 """
 

@@ -26,7 +26,7 @@ def overlay(images: Tensor, maps: Tensor, table: Tensor, image_weight: float = 0
     """The pictures uint8 `(B, H, W, 3)` of images `(B, 1 or 3, H, W)` and maps `(B, H, W)`, any strides.
 
     images in fp16, bf16, fp32, or uint8, which counts as divided by 255; maps in fp16, bf16 or fp32; table `(256, 3)`
-    uint8 or floating point.
+    uint8 or floating point. A NaN in an image makes its picture black, and no other image's.
     """
     images, (B, H, W) = images.expand(-1, 3, -1, -1), maps.shape
     pixels = tiles.overlay(H * W)
@@ -107,7 +107,9 @@ def _largest_kernel(
                 images, maps, table, image_weight, map_weight, start + block * BLOCK, part, b, H, W, image_strides,
                 map_strides, INTERLEAVED, INTERLEAVED,
             )  # fmt: skip
-            highest = tl.maximum(highest, blend)
+            highest = tl.maximum(highest, blend, propagate_nan=tl.PropagateNan.ALL)
+    # A reduction passes over NaN; what is divided by infinity is black, as the definition's picture is.
+    highest = tl.where(highest == highest, highest, float("inf"))
     tl.store(largest + tl.program_id(0).to(tl.int64), tl.max(highest, 0))
 
 

@@ -86,10 +86,9 @@ OPERATIONS = {
     "overlay 224x224": _pictures(224, 224),
     "principal_component": Operation(ops.principal_component, lambda: (_activations(3, 512, 7, 7),)),
     "principal_component 5x6": Operation(ops.principal_component, lambda: (_activations(2, 33, 5, 6),)),
-    "principal_component 14x14": Operation(
-        ops.principal_component, lambda: (_activations(2, 100, 14, 14),)
-    ),  # PyTorch's
+    "principal_component 14x14": Operation(ops.principal_component, lambda: (_activations(2, 100, 14, 14),)),
 }
+PYTORCHS = ("principal_component 14x14",)  # beyond the kernel's size: PyTorch's products, cuBLAS's kernels
 
 
 class Pooled(TinyNet):

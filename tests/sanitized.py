@@ -1,20 +1,23 @@
-"""What runs under compute-sanitizer: `python sanitized.py operators`, or a kernel that is wrong on purpose.
+"""What runs under compute-sanitizer: `python sanitized.py WHAT`, operators or a kernel that is wrong on purpose.
 
-read      a Triton kernel that reads behind the end of its input               (memcheck)
-empty     one that reads what nothing has written                              (initcheck)
-race      a block whose threads read shared memory without waiting             (racecheck)
-diverged  a barrier that half a warp does not reach                            (synccheck)
+operators  all of them                                                          (memcheck)
+ours       those whose kernels are all ours, not PyTorch's                      (the other tools)
+read       a Triton kernel that reads behind the end of its input               (memcheck)
+empty      one that reads what nothing has written                              (initcheck)
+race       a block whose threads read shared memory without waiting             (racecheck)
+diverged   a barrier that half a warp does not reach                            (synccheck)
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import torch
 import triton
 import triton.language as tl
 
-from gpu_cases import OPERATIONS
+from gpu_cases import OPERATIONS, PYTORCHS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SOURCES = {
@@ -37,8 +40,8 @@ def _double(x, out, N: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + i, 2 * tl.load(x + i, mask=i < N, other=0), mask=i < N)
 
 
-def operators() -> None:
-    for operation in OPERATIONS.values():
+def operators(names: Iterable[str]) -> None:
+    for operation in map(OPERATIONS.__getitem__, names):
         for dtype in (torch.float32, torch.bfloat16):
             if DEVICE == "cuda" or dtype == torch.float32:
                 operation.run(*operation.inputs(DEVICE, dtype))
@@ -54,8 +57,15 @@ def wrong(what: str) -> None:
     _double[(1,)](x, torch.zeros(1024, device=DEVICE), 1024 if what == "read" else 1000, 1024)
 
 
+def main(what: str) -> None:
+    if what in ("operators", "ours"):
+        operators([name for name in OPERATIONS if what == "operators" or name not in PYTORCHS])
+    else:
+        wrong(what)
+
+
 if __name__ == "__main__":
-    operators() if sys.argv[1] == "operators" else wrong(sys.argv[1])
+    main(sys.argv[1])
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     print("ran to the end")

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks import (  # noqa: E402
+from benchmarks import (
     memory,
     problem,
     session,
@@ -22,7 +20,7 @@ from benchmarks import (  # noqa: E402
     side_by_side,
 )
 
-sys.path.remove(str(ROOT))
+ROOT = Path(__file__).parent.parent
 
 
 class Rounds:

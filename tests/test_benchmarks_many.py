@@ -1,20 +1,14 @@
 """The benchmarks of methods of many passes, of the toolbox and of looking inside: their checks see wrong outputs."""
 
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import fastcam
-from fastcam.methods import METHODS
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks import (  # noqa: E402
+from benchmarks import (
     bench_inside,
     bench_perturbation,
     bench_toolbox,
@@ -25,8 +19,7 @@ from benchmarks import (  # noqa: E402
     settings,
     side_by_side,
 )
-
-sys.path.remove(str(ROOT))
+from fastcam.methods import METHODS
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,14 @@
 """The methods of one pass beside their peers: that each output is checked, and that a wrong one is found."""
 
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torchvision.models import VisionTransformer
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks import (  # noqa: E402
+from benchmarks import (
     agreement,
     bench_methods,
     memory,
@@ -23,10 +19,8 @@ from benchmarks import (  # noqa: E402
     settings,
     side_by_side,
 )
-from benchmarks.problem import Problem  # noqa: E402
-from fastcam.layers import find_layers  # noqa: E402
-
-sys.path.remove(str(ROOT))
+from benchmarks.problem import Problem
+from fastcam.layers import find_layers
 
 STAGES = ("layer1[-1]", "layer2[-1]")
 METHODS = (

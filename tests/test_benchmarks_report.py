@@ -10,15 +10,13 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks import session  # noqa: E402
-from benchmarks.report import goals, main, plots, summary, tables  # noqa: E402
-from benchmarks.report.losses import losses  # noqa: E402
-from benchmarks.report.pictures import Picture, pictures, shown_by  # noqa: E402
-from benchmarks.report.runs import devices, ratio  # noqa: E402
+from benchmarks import session
+from benchmarks.report import goals, main, plots, summary, tables
+from benchmarks.report.losses import losses
+from benchmarks.report.pictures import Picture, pictures, shown_by
+from benchmarks.report.runs import devices, ratio
 
-sys.path.remove(str(ROOT))
+ROOT = Path(__file__).parent.parent
 
 
 def spread(value):

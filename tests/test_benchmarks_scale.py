@@ -1,8 +1,6 @@
 """The benchmark's part on scale: straight lines, the sweeps, and checks that see a wrong output."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from time import sleep
 from types import SimpleNamespace
 
@@ -10,15 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import bench_scale, lines, memory, sweeps
+from benchmarks.session import SETTINGS
+from benchmarks.settings import MADE, Settings, parse
 from fastcam import ops
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks import bench_scale, lines, memory, sweeps  # noqa: E402
-from benchmarks.session import SETTINGS  # noqa: E402
-from benchmarks.settings import MADE, Settings, parse  # noqa: E402
-
-sys.path.remove(str(ROOT))
 
 
 def test_a_line_is_found_and_called_straight():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,16 +10,12 @@ from torch.autograd import DeviceType
 
 pytest.importorskip("triton")
 
+from benchmarks import bench_launches, session, settings
 from fastcam import ops
 from fastcam.kernels import channel_reduce
 
 from gpu_cases import explanation, on_resnet
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks import bench_launches, session, settings  # noqa: E402
-
-sys.path.remove(str(ROOT))
 LAUNCHES = {
     **{name: ["_reduce_kernel", "_finish_kernel"] for name in ops.WEIGHTINGS},
     "eigencam": ["_gram_kernel", "_solve_kernel", "_finish_kernel"],

@@ -1,5 +1,6 @@
 """The operators under compute-sanitizer, each of whose tools is shown to find what it is for.
 
+memcheck is in every run of the GPU tests, the others with -m "gpu and slow": compilers run slowly under them.
 Memory is not taken from PyTorch's pool here: in a pool what lies behind a tensor belongs to the program, too.
 """
 
@@ -15,6 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
+import triton
+
+import sanitized
+from gpu_cases import OPERATIONS, PYTORCHS, Operation
+
 TOOLS = {"memcheck": "read", "initcheck": "empty", "racecheck": "race", "synccheck": "diverged"}
 HERE = Path(__file__).parent
 FOLDERS = (
@@ -23,6 +31,8 @@ FOLDERS = (
     "/opt/nvidia/*/compute-sanitizer",
     "/opt/cuda*/bin",
 )
+SLOW = pytest.mark.slow
+LIMIT = 170  # seconds of a run; there are three, and ten minutes for all tests
 FOUND = 9  # what compute-sanitizer exits with
 
 
@@ -30,12 +40,7 @@ def sanitizer() -> str | None:
     """On the path, in the CUDA toolkit, or beside what Triton brings along."""
     named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     folders = [*(f"{home}/bin" for home in named), *FOLDERS]
-    try:
-        import triton
-
-        folders.append(f"{Path(triton.__file__).parent}/backends/nvidia/**")
-    except ImportError:
-        pass
+    folders.append(f"{Path(triton.__file__).parent}/backends/nvidia/**")
     inside = [match for folder in folders for match in sorted(glob.glob(f"{folder}/compute-sanitizer", recursive=True))]
     return next((f for f in [shutil.which("compute-sanitizer"), *inside] if f and os.access(f, os.X_OK)), None)
 
@@ -50,13 +55,16 @@ def command(tool: str, program: str, what: str) -> list[str]:
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     paths = [str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     surroundings = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run(
-        arguments, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
-    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": LIMIT}
+    try:
+        return subprocess.run(arguments, env=surroundings, **options)
+    except subprocess.TimeoutExpired as late:
+        output = (late.stdout or b"")[-3000:].decode(errors="replace")
+    pytest.fail(f"not done after {LIMIT} s: {' '.join(arguments)}\n{output}", pytrace=False)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", [pytest.param(tool, marks=[] if tool == "memcheck" else SLOW) for tool in TOOLS])
 def test_operators(tool):
     program = sanitizer()
     if program is None:
@@ -67,8 +75,28 @@ def test_operators(tool):
     if any(refusal in wrong.stdout for refusal in ("Device not supported", "not supported on this")):
         pytest.skip(f"compute-sanitizer refuses this device: {wrong.stdout[-300:]}")
     assert wrong.returncode == FOUND, f"{tool} does not find what is wrong:\n{wrong.stdout[-3000:]}"
-    done = run(command(tool, program, "operators"))
+    what = "operators" if tool == "memcheck" else "ours"
+    alone = run([sys.executable, str(HERE / "sanitized.py"), what])  # leaves the kernels in Triton's cache
+    assert alone.returncode == 0, alone.stdout[-5000:]
+    done = run(command(tool, program, what))
     assert "ran to the end" in done.stdout and done.returncode == 0, done.stdout[-5000:]
+
+
+def test_a_program_that_takes_too_long_is_a_failure_that_says_so(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "LIMIT", 0.2)
+    with pytest.raises(pytest.fail.Exception, match=r"not done after 0.2 s: .*time\.sleep\(30\)"):
+        run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(30)"])
+
+
+def test_pytorchs_own_kernels_are_left_to_memcheck(monkeypatch):
+    ran = []
+    for name in OPERATIONS:
+        record = Operation(lambda name=name: ran.append(name), tuple)
+        monkeypatch.setitem(OPERATIONS, name, record)
+    for what, names in (("operators", [*OPERATIONS]), ("ours", [n for n in OPERATIONS if n not in PYTORCHS])):
+        ran.clear()
+        sanitized.main(what)
+        assert list(dict.fromkeys(ran)) == names
 
 
 def test_the_program_that_is_checked_runs():

@@ -4,11 +4,15 @@ Without a GPU the kernels run in Triton's interpreter, on the CPU; on a GPU as t
 """
 
 import itertools
+import sys
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
 
 from fastcam import ops
 from fastcam.kernels import tiles
@@ -88,6 +92,24 @@ def test_channel_reduce(device, weighting, shape, dtype, layout, gradient_layout
     low = channel_reduce(A, G, weighting)
     assert low.shape == (shape[0], low.shape[1], *shape[2:])
     check(low.sum(1, keepdim=True), lambda A, G: ops.channel_reduce(A, G, weighting), A, G)
+
+
+@pytest.fixture(params=[0, 2])
+def across(request, monkeypatch):
+    """Either order of the axes, of which triton's version chooses one."""
+    module = sys.modules[channel_reduce.__module__]
+    monkeypatch.setattr(module, "ACROSS", tl.constexpr(request.param))
+    monkeypatch.setattr(module, "_reduce_kernel", triton.jit(module._reduce_kernel.fn))  # nothing compiled before
+    monkeypatch.setattr(module, "_row_sum", triton.jit(module._row_sum.fn))
+
+
+@pytest.mark.parametrize("weighting", ops.WEIGHTINGS)
+def test_channel_reduce_in_either_order_of_axes(device, across, weighting):
+    whole = weighting in tiles.WHOLE_ROWS
+    CT, CR, NR, NT, _ = tiles.reduction(300, 63, 4, False, whole)
+    assert min(CT, CR, NT) > 1 and (NR > 1 or not whole), "an axis of one entry says nothing"
+    A, G = (fenced(t.to(device)) for t in (activations(2, 300, 7, 9), torch.randn(2, 300, 7, 9)))
+    check(channel_reduce(A, G, weighting).sum(1, keepdim=True), lambda A, G: ops.channel_reduce(A, G, weighting), A, G)
 
 
 @pytest.mark.parametrize("weighting", ops.WEIGHTINGS)
@@ -513,6 +535,16 @@ def test_overlay_reads_no_colour_beyond_the_table(device):
     maps = torch.tensor([-5, 7, 1e30, -1e30], device=device).repeat(16).view(1, 8, 8)
     ends = torch.tensor([0.0, 1, 1, 0], device=device).repeat(16).view(1, 8, 8)
     assert torch.equal(overlay(images, maps, table), overlay(images, ends, table))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("layout", [fenced, channels_last])
+def test_overlay_keeps_a_broken_image_to_its_picture(device, layout):
+    images, maps = torch.rand(3, 3, 40, 50, device=device), torch.rand(3, 40, 50, device=device)
+    images[0, 1, 2, 3], images[1, 2, 39, 49] = float("nan"), float("inf")
+    maps[2, 5, 6] = float("nan")
+    pictures = check_overlay(layout(images), maps, torch.randint(1, 256, (256, 3), dtype=torch.uint8, device=device))
+    assert not pictures[:2].any() and pictures[2].all()
 
 
 @pytest.mark.parametrize(
