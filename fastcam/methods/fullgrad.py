@@ -120,9 +120,10 @@ class FullGrad(BaseCAM):
     def _part(self, flat: Tensor) -> tuple[int, int]:
         """How many images, and how many of their channels, are taken at once on a CPU."""
         C, N = flat.shape[1:]
-        if self.rescale == "layer" or C * N <= _CACHED or flat.stride(2) != 1:
-            return max(1, _CACHED // (C * N)), C
-        return 1, -(-C // -(-C * N // _CACHED))
+        room = _CACHED * torch.get_num_threads()  # which share a part
+        if self.rescale == "layer" or room >= C * N or flat.stride(2) != 1:
+            return max(1, room // (C * N)), C
+        return 1, -(-C // -(-C * N // room))
 
     def _shifted(self, v: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Of v >= 0, `(B, C, N)`, which is written into, v - min and what makes r(f v) of that, `(B, C, 1)`."""
