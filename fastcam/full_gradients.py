@@ -112,6 +112,6 @@ def full_gradients(model: nn.Module, x: Tensor | Inputs) -> Iterator[FullGradien
     with evaluation(net), intercepted(compiled, lambda _, forward, args, kwargs: forward(*args, **kwargs)):
         x = owned(net, x if isinstance(x, Inputs) else Inputs(x)).map(Tensor.detach)
         leaf = x.image.clone().requires_grad_()
-        with torch.enable_grad(), input_graph(net), _BiasedCalls(leaf) as calls:
+        with torch.enable_grad(), input_graph(net, leaf), _BiasedCalls(leaf) as calls:
             output = call(net, x.with_image(leaf).clone())  # a model may begin with an operation in place
         yield FullGradientRun(net, x, leaf, output, calls)

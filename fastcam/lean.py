@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fastcam.ops import not_autocast, wide
 from fastcam.record import all_modules
 
 
-def input_graph(net: nn.Module) -> AbstractContextManager[Any]:
-    """`InputGraph` where the model has a batch norm: others need not pay for having each operation looked at."""
+def input_graph(net: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
+    """`InputGraph` for x on a CPU in a model with a batch norm: others need not pay for each operation's being seen."""
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in all_modules(net))
-    return InputGraph() if norms else nullcontext()
+    return InputGraph() if norms and x.device.type == "cpu" else nullcontext()
 
 
 Settings = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
@@ -42,7 +43,8 @@ class InputGraph(TorchFunctionMode):
 
     What they compute is the same to the bit. PyTorch's backward pass of such a norm reads its input again and sums over
     it for the parameters, whether or not anyone asks; without that the convolution's output need not be kept, and the
-    norm's scale goes into the convolution's weight. Gradients of the input differ by rounding.
+    norm's scale goes into the convolution's weight. Gradients of the input differ by rounding. Hooks on the `grad_fn`
+    of such a convolution's output are not called; those on the output itself are.
     """
 
     def __init__(self) -> None:
@@ -131,7 +133,7 @@ class _FixedNorm(torch.autograd.Function):
         b: Tensor | None,
         eps: float,
     ) -> Any:
-        scale = (var + eps).rsqrt() if w is None else w / (var + eps).sqrt()
+        scale = (wide(var) + eps).rsqrt() * (1 if w is None else wide(w))  # as PyTorch's kernels, whatever the types
         scale = scale.view(-1, *[1] * (x.ndim - 2))
         ctx.set_materialize_grads(False)
         ctx.settings = None if before is None else before.settings
@@ -143,7 +145,8 @@ class _FixedNorm(torch.autograd.Function):
         (g,) = gradients
         if g is None:
             return (None,) * 8
-        return _norm_gradient(g, ctx.settings, *ctx.saved_tensors), *[None] * 7
+        with not_autocast(g):
+            return _norm_gradient(g, ctx.settings, *ctx.saved_tensors), *[None] * 7
 
 
 def _norm_gradient(

@@ -3,7 +3,8 @@
 The definitions are the specification, the CPU path and the oracle of the kernels. Shapes: A and G are `(B, C, *S)`;
 a low map is `(B, P, *S)`, P partial maps whose sum over dimension 1 is the map (P = 1 from a definition; a kernel
 splits the channels to fill the GPU and leaves the sum to `finish`, which reads the partial maps anyway).
-All arithmetic is at least fp32, whatever the input.
+All arithmetic is at least fp32, whatever the input; matrix products on a GPU keep to the caller's TF32 setting.
+Not differentiable: definitions write in place, kernels record no graph.
 """
 
 from __future__ import annotations

@@ -71,6 +71,21 @@ def test_each_class_has_the_map_that_it_has_alone(name, targets):
         torch.testing.assert_close(found[:, t], alone, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", FAMILY)
+def test_weights_of_each_image_are_looked_up_in_parts_of_the_classes(name, monkeypatch):
+    cam, x = getattr(fastcam, name)(pooled(), "1"), torch.rand(3, 3, 8, 8)
+    targets = torch.tensor([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 1, 2, 6, 0]])
+    expected = cam.attribute(x, targets, normalize=False, size=None)
+    seen, maps_of = [], ops.pooled_maps
+    monkeypatch.setattr("fastcam.methods.gradient._WEIGHTS", 2 * 3 * C)
+    monkeypatch.setattr(ops, "pooled_maps", lambda A, W, w: seen.append(W.shape) or maps_of(A, W, w))
+    torch.testing.assert_close(cam.attribute(x, targets, normalize=False, size=None), expected)
+    if name != "GradCAMElementWise":
+        assert seen == [(3, 2, C), (3, 2, C), (3, 1, C)]
+    cam.attribute(x, torch.arange(K).repeat(3, 1))
+    assert seen[-1] == (K, C)
+
+
 def test_the_weights_of_the_model_are_not_written_into():
     net = pooled()
     before = net[4].weight.detach().clone()

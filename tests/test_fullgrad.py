@@ -100,6 +100,16 @@ def test_the_variants_differ_and_rescale_a_layer_at_once():
     np.testing.assert_array_equal(SimpleFullGrad(net, rescale="layer")(x, 1), maps[1])
 
 
+@pytest.mark.parametrize("cls", FAMILY)
+def test_beside_a_cpu_channels_are_summed_by_the_operator(cls, monkeypatch):
+    """Which on a GPU is a kernel in full fp32: a matrix product would obey the caller's TF32 setting."""
+    seen = []
+    monkeypatch.setattr(ops, "channel_sum", lambda A, w: seen.append((A.shape, w.shape)) or A[:, :2])  # two parts
+    gradient, bias = torch.empty(2, 3, 4, 5, device="meta"), torch.empty(3, device="meta")
+    assert cls(tiny())._saliency(gradient, bias).shape == (2, 4, 5)
+    assert seen == [((2, 3, 20), (2, 3))]
+
+
 NETWORKS = ["resnet18", "vgg11_bn", "mobilenet_v3_small", "densenet121"]
 CASES = [(name, *case) for name in NETWORKS for case in [(1, "predicted", False, False), (3, "given", False, True)]]
 CASES += [("resnet18", 3, "callables", False, False), ("resnet18", 2, "given", True, False)]

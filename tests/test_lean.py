@@ -141,10 +141,45 @@ def test_parameters_stay_out_of_it_only_inside():
 
 
 def test_a_model_without_norms_is_left_alone():
-    with input_graph(nn.Conv2d(1, 1, 1)) as mode:
+    with input_graph(nn.Conv2d(1, 1, 1), torch.empty(1)) as mode:
         assert mode is None
-    with input_graph(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))) as mode:
+    normed = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    with input_graph(normed, torch.empty(1, device="meta")) as mode:
+        assert mode is None
+    with input_graph(normed, torch.empty(1)) as mode:
         assert isinstance(mode, InputGraph)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("parameters", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("inputs", [torch.bfloat16, torch.float16])
+def test_scales_of_narrow_norms_are_not_narrow(inputs, parameters, affine):
+    """The gradient is PyTorch's own but for the last rounding: one unit of the input's type."""
+    if parameters not in (inputs, torch.float32):
+        return
+    m, x = norm(64, affine=affine).to(parameters), torch.randn(2, 64, 4, 4).to(inputs)
+    (y, g), (expected_y, expected) = output_and_gradient(m, x, True), output_and_gradient(m, x, False)
+    assert torch.equal(y, expected_y) and g.dtype == expected.dtype == inputs
+    unit = torch.finfo(inputs).eps
+    torch.testing.assert_close(g.float(), expected.float(), rtol=unit, atol=1e-7 if inputs == torch.bfloat16 else 1e-6)
+    assert (g == expected).double().mean() > 0.95
+
+
+def test_autocast():
+    """Under it, the narrow convolution is left alone; a wide one inside goes backward in full."""
+    conv, m = nn.Conv2d(6, 8, 1, bias=False), norm(8).float()
+
+    def wide_inside(x):
+        with torch.autocast("cpu", enabled=False):
+            return m(conv(x))
+
+    x = torch.randn(2, 6, 5, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (y, g), (expected_y, expected) = (output_and_gradient(lambda x: m(conv(x)), x, lean) for lean in (True, False))
+        _, inside = output_and_gradient(wide_inside, x, True)
+    assert torch.equal(y, expected_y) and g.dtype == torch.float32
+    torch.testing.assert_close(g, expected, rtol=0, atol=0.01 * expected.abs().max().item())
+    torch.testing.assert_close(inside, output_and_gradient(wide_inside, x, False)[1], rtol=1e-5, atol=1e-5)
 
 
 class Checkpointed(nn.Module):

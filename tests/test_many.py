@@ -56,6 +56,14 @@ def test_one_forward_and_one_backward_pass(x, monkeypatch):
     assert net.images == 6 and len(passes) == 1 + 2
 
 
+def test_only_fullgrad_goes_in_parts_where_it_asks_for_them(x, monkeypatch):
+    monkeypatch.setattr("fastcam.methods.fullgrad._AT_ONCE", 2 * x[0].numel())
+    net, seen = tiny(), []
+    net.stem.register_forward_hook(lambda m, args, output: seen.append(len(output)))
+    fastcam.explain(net, x, ["gradcam", "fullgrad", "layercam"], "body", [1, 2, 3])
+    assert seen == [3, 2, 1]
+
+
 def test_ablation_and_recipro_share_a_second_pass_in_front_of_the_layer(x):
     net, seen = tiny(), []
     net.stem.register_forward_hook(lambda m, args, output: seen.append(len(output)))

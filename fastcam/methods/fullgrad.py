@@ -102,6 +102,9 @@ class FullGrad(BaseCAM):
         """sum_c r(f_c G_c), `(B, *S)`, f `(C,)`, 1 if None; in parts that stay in a CPU's cache."""
         flat = G.flatten(2)  # (B, C, N)
         f = None if factor is None else ops.wide(factor).abs().unsqueeze(1)
+        if flat.device.type != "cpu":
+            v, scale = self._shifted(ops.wide(flat).abs(), f)
+            return ops.channel_sum(v, scale.squeeze(2)).sum(1).view(len(G), *G.shape[2:])
         maps = flat.new_zeros(len(G), 1, flat.shape[2], dtype=ops.wide(flat[:0]).dtype)
         images, channels = self._part(flat)
         room = torch.empty_like(flat[:images, :channels], dtype=maps.dtype)
@@ -115,13 +118,12 @@ class FullGrad(BaseCAM):
         return maps.view(len(G), *G.shape[2:])
 
     def _part(self, flat: Tensor) -> tuple[int, int]:
-        """How many images, and how many of their channels, are taken at once: all but on a CPU."""
-        if flat.device.type != "cpu":
-            return len(flat), flat.shape[1]
+        """How many images, and how many of their channels, are taken at once on a CPU."""
         C, N = flat.shape[1:]
-        if self.rescale == "layer" or C * N <= _CACHED or flat.stride(2) != 1:
-            return max(1, _CACHED // (C * N)), C
-        return 1, -(-C // -(-C * N // _CACHED))
+        room = _CACHED * torch.get_num_threads()  # which share a part
+        if self.rescale == "layer" or room >= C * N or flat.stride(2) != 1:
+            return max(1, room // (C * N)), C
+        return 1, -(-C // -(-C * N // room))
 
     def _shifted(self, v: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Of v >= 0, `(B, C, N)`, which is written into, v - min and what makes r(f v) of that, `(B, C, 1)`."""

@@ -15,6 +15,8 @@ from fastcam.methods.base import BaseCAM, warn
 from fastcam.record import Run
 from fastcam.targets import Targets, are_callables, class_indices, find_logits, logits_of, per_image
 
+_WEIGHTS = 2**26  # numbers of weights that are looked up at once
+
 
 class GradientCAM(BaseCAM):
     """map = sum_c W_c A_c, W from the activations A and the gradients G = d target / dA (both `(B, C, *S)`)."""
@@ -48,8 +50,15 @@ class GradientCAM(BaseCAM):
             W = linear_head(run.attached(run.layers[0]), logits)  # (K, C)
         except ValueError:
             return None
-        maps = ops.pooled_maps(A[0], _rows_of(W, class_indices(targets, logits)), self.weighting)
-        return None if maps is None else [maps]
+        indices = class_indices(targets, logits)  # (B, T)
+        step = indices.shape[1] if _alike(indices) else max(1, _WEIGHTS // (len(indices) * W.shape[1]))
+        parts = []
+        for some in indices.split(step, 1):
+            maps = ops.pooled_maps(A[0], _rows_of(W, some), self.weighting)
+            if maps is None:
+                return None
+            parts.append(maps.unflatten(0, some.shape))
+        return [torch.cat(parts, 1).flatten(0, 1)]
 
     def _warn_if_zero(self, run: Run, gradients: Sequence[Tensor]) -> None:
         """Warn where the gradient is 0 everywhere; a GPU, which would have to wait, is asked until a layer is alive."""
@@ -72,11 +81,17 @@ class GradientCAM(BaseCAM):
         return f"; a better layer is {layer_name(self.model, better)!r}" if better is not layer else ""
 
 
+def _alike(indices: Tensor) -> bool:
+    """Whether all images have the same classes `(B, T)`; a GPU is not asked."""
+    known = not indices.stride(0) or len(indices) == 1
+    return known or not indices.is_cuda and bool((indices == indices[0]).all())
+
+
 def _rows_of(W: Tensor, indices: Tensor) -> Tensor:
-    """The weights `(B, T, C)` of classes `(B, T)`, or `(T, C)` where all images have the same; a GPU is not asked."""
-    first = indices[0]
-    if indices.stride(0) and len(indices) > 1 and (indices.is_cuda or not bool((indices == first).all())):
+    """The weights `(B, T, C)` of classes `(B, T)`, or `(T, C)` where all images have the same."""
+    if not _alike(indices):
         return W[indices]
+    first = indices[0]
     everything = not indices.is_cuda and torch.equal(first, torch.arange(len(W)))
     return W if everything else W[first]
 

@@ -67,17 +67,12 @@ def explain(
     if others := [name for name in options or {} if name not in cams]:
         raise ValueError(f"options are given for {others[0]!r}, which is not among the methods")
     keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(unwrap(model), size, x)}
-    B, step = len(x), min(cam.at_once(x) for cam in cams.values())
-    parts = [
-        _of_part(cams, x[start : start + step], start, part_of(targets, start, start + step, B), **keywords)
-        for start in range(0, B, step)
-    ]
+    found: dict[str, list[Tensor]] = {}
+    for sharing in _sharing(cams):
+        found.update(_in_parts(sharing, x, targets, **keywords))
     names = [layer_name(model, layer) for layer in chosen]
     return {
-        name: {
-            layer: torch.cat([part[name][n] for part in parts])
-            for n, layer in enumerate(["all layers"] if cam.target_layers == [] else names)
-        }
+        name: dict(zip(["all layers"] if cam.target_layers == [] else names, found[name], strict=True))
         for name, cam in cams.items()
     }
 
@@ -91,16 +86,6 @@ def _named(method: str | type[BaseCAM]) -> tuple[str, type[BaseCAM]]:
     if name not in known:
         raise ValueError(f"methods must be classes or names among {', '.join(known)}, got {method!r}")
     return name, known[name]
-
-
-def _of_part(
-    cams: Mapping[str, BaseCAM], x: Inputs, first: int, targets: Targets, **keywords: Any
-) -> dict[str, list[Tensor]]:
-    """The maps of each method, one a layer."""
-    found: dict[str, list[Tensor]] = {}
-    for sharing in _sharing(cams):
-        found.update(_of_run(sharing, x, first, targets, **keywords))
-    return {name: found[name] for name in cams}
 
 
 def _sharing(cams: Mapping[str, BaseCAM]) -> Iterator[dict[str, BaseCAM]]:
@@ -119,6 +104,16 @@ def _kind(cam: BaseCAM) -> Any:
 def _runs_alone(cam: BaseCAM) -> bool:
     """Whether a method has runs of its own kind, and no low maps."""
     return type(cam)._maps_of_part is not BaseCAM._maps_of_part
+
+
+def _in_parts(cams: Mapping[str, BaseCAM], x: Inputs, targets: Targets, **keywords: Any) -> dict[str, list[Tensor]]:
+    """The maps of methods that share a run, one a layer, for as many images at once as all of them take."""
+    B, step = len(x), min(cam.at_once(x) for cam in cams.values())
+    parts = [
+        _of_run(cams, x[start : start + step], start, part_of(targets, start, start + step, B), **keywords)
+        for start in range(0, B, step)
+    ]
+    return {name: [torch.cat(maps) for maps in zip(*(part[name] for part in parts), strict=True)] for name in cams}
 
 
 def _of_run(
