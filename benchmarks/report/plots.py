@@ -126,16 +126,18 @@ def costs(data: Data) -> Figure:
 
 @_styled
 def roofline(data: Data) -> Figure:
-    """A panel an operator: bytes a second over operations a byte. The sides stand a little apart."""
-    points, copy = data["points"], data["copy"]
+    """A panel an operator: operations a second over operations a byte, and the roofs. The sides stand a bit apart."""
+    points, copy, peak = data["points"], data["copy"], data["peak"]
     operators, sizes = _seen(points, "operator"), sorted(_seen(points, "bytes"))
     figure, axes = _grid(len(operators), 4, 1.55)
-    lowest, highest = min(p["intensity"] for p in points), max(p["intensity"] for p in points)
+    lowest, highest = 0.6 * min(p["intensity"] for p in points), 1.7 * max(p["intensity"] for p in points)
+    ends = [lowest, *([peak / copy] if peak and lowest < peak / copy < highest else []), highest]
+    roof = [min(copy * at, peak or copy * at) for at in ends]
     for ax, operator in zip(axes, operators, strict=True):
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_title(operator, fontsize=8)
-        ax.axhline(copy, color="black", linewidth=0.8)
+        ax.plot(ends, roof, color="black", linewidth=0.8)
         shown = [p for p in points if p["operator"] == operator]
         for p in shown:
             shape, colour, aside = _SIDE_MARKS[p["side"]]
@@ -146,19 +148,12 @@ def roofline(data: Data) -> Figure:
         ax.xaxis.set_major_formatter(_PLAIN)
         ax.yaxis.set_major_locator(LogLocator(numticks=12))
         ax.yaxis.set_major_formatter(_PLAIN)
-        ax.set_xlim(0.6 * lowest, 1.7 * highest)
-        ax.set_ylim(0.3 * min(p["rate"] for p in points), 2.5 * max(copy, *(p["rate"] for p in points)))
-    axes[0].annotate(
-        f"copy, {digits(copy)} GB/s",
-        (1, copy),
-        (-2, 2),
-        axes[0].get_yaxis_transform(),
-        "offset points",
-        ha="right",
-        fontsize=7,
-    )
+        ax.set_xlim(lowest, highest)
+        ax.set_ylim(0.3 * min(p["rate"] for p in points), 2.5 * max(*roof, *(p["rate"] for p in points)))
+    named = f"copy, {digits(copy)} GB/s" + (f"\nproduct, {digits(peak)} GFLOP/s" if peak else "")
+    axes[0].annotate(named, (0, 1), (3, -2), "axes fraction", "offset points", va="top", fontsize=6.5)
     figure.supxlabel("operations a byte (log scale)", fontsize=8)
-    figure.supylabel("GB/s (log scale)", fontsize=8)
+    figure.supylabel("GFLOP/s (log scale)", fontsize=8)
     _key(figure, [_mark(*mark[:2], side) for side, mark in _SIDE_MARKS.items() if side in _seen(points, "side")])
     return figure
 
