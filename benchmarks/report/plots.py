@@ -58,7 +58,7 @@ def _styled(draw: Callable[[Data], Figure]) -> Callable[[Data], Figure]:
 def speed_ups(data: Data) -> Figure:
     """A column a model, a line a method: each peer's time over fastcam's."""
     points = data["points"]
-    models, methods = _seen(points, "model"), _seen(points, "method")
+    models, methods = _models(points), _seen(points, "method")
     sizes = _sizes(points)
     figure, axes = _columns(len(models), len(methods))
     for ax, model in zip(axes, models, strict=True):
@@ -98,7 +98,7 @@ def costs(data: Data) -> Figure:
     Methods that hardly cost more than the forward pass have an axis of their own, which is not logarithmic.
     """
     points = data["points"]
-    models, batches = _seen(points, "model"), sorted(_seen(points, "batch"))
+    models, batches = _models(points), sorted(_seen(points, "batch"))
     worst = {m: max(p["ratio"] for p in points if p["method"] == m) for m in _seen(points, "method")}
     methods = sorted(worst, key=worst.__getitem__)
     cheap = [m for m in methods if worst[m] <= CHEAP]
@@ -143,13 +143,13 @@ def roofline(data: Data) -> Figure:
             shape, colour, aside = _SIDE_MARKS[p["side"]]
             size = 2 + 4 * sizes.index(p["bytes"]) / max(1, len(sizes) - 1)
             ax.plot(p["intensity"] * aside, p["rate"], shape, color=colour, markersize=size, alpha=0.75, mew=0)
-        for at, kind in _apart(shown):
+        for at, kind in _apart(shown) if len(_seen(points, "type")) > 1 else []:
             ax.text(at, 0.03, kind, transform=ax.get_xaxis_transform(), ha="center", fontsize=7, color=GREY)
         ax.xaxis.set_major_formatter(_PLAIN)
         ax.yaxis.set_major_locator(LogLocator(numticks=12))
         ax.yaxis.set_major_formatter(_PLAIN)
         ax.set_xlim(lowest, highest)
-        ax.set_ylim(0.3 * min(p["rate"] for p in points), 2.5 * max(*roof, *(p["rate"] for p in points)))
+        ax.set_ylim(0.3 * min(p["rate"] for p in points), 6 * max(*roof, *(p["rate"] for p in points)))
     named = f"copy, {digits(copy)} GB/s" + (f"\nproduct, {digits(peak)} GFLOP/s" if peak else "")
     axes[0].annotate(named, (0, 1), (3, -2), "axes fraction", "offset points", va="top", fontsize=6.5)
     figure.supxlabel("operations a byte (log scale)", fontsize=8)
@@ -220,6 +220,12 @@ def _curves(ax: Axes, panel: Data) -> None:
 def _seen(points: Iterable[Data], key: str) -> list[Any]:
     """The values of a key, in the order they come in."""
     return list(dict.fromkeys(point[key] for point in points))
+
+
+def _models(points: Iterable[Data]) -> list[str]:
+    """Those of `NAMES` in their order, then any other."""
+    known = list(NAMES)
+    return sorted(_seen(points, "model"), key=lambda model: known.index(model) if model in NAMES else len(known))
 
 
 def _sizes(points: Sequence[Data]) -> dict[int, float]:
