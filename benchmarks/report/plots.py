@@ -39,7 +39,7 @@ _PEER_MARKS = {"grad-cam": "o", "torch-cam": "s", "captum": "^", "FlashTorch": "
 _MODEL_MARKS = (("o", BLUE), ("s", RED), ("^", GREEN), ("D", ORANGE), ("v", PINK), ("P", SKY))
 MOST_MARKS = 8  # on a line of a key
 CHEAP = 1.5  # times the forward pass
-_SIDE_MARKS = {"kernel": ("o", BLUE, 0.86), "compiled": ("^", ORANGE, 1.0), "definition": ("s", GREY, 1.16)}
+_SIDE_MARKS = {"kernel": ("o", BLUE), "compiled": ("^", ORANGE), "definition": ("s", GREY)}
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
@@ -126,7 +126,7 @@ def costs(data: Data) -> Figure:
 
 @_styled
 def roofline(data: Data) -> Figure:
-    """A panel an operator: operations a second over operations a byte, and the roofs. The sides stand a bit apart."""
+    """A panel an operator: operations a second over operations a byte, below the roofs."""
     points, copy, peak = data["points"], data["copy"], data["peak"]
     operators, sizes = _seen(points, "operator"), sorted(_seen(points, "bytes"))
     figure, axes = _grid(len(operators), 4, 1.55)
@@ -140,9 +140,9 @@ def roofline(data: Data) -> Figure:
         ax.plot(ends, roof, color="black", linewidth=0.8)
         shown = [p for p in points if p["operator"] == operator]
         for p in shown:
-            shape, colour, aside = _SIDE_MARKS[p["side"]]
+            shape, colour = _SIDE_MARKS[p["side"]]
             size = 2 + 4 * sizes.index(p["bytes"]) / max(1, len(sizes) - 1)
-            ax.plot(p["intensity"] * aside, p["rate"], shape, color=colour, markersize=size, alpha=0.75, mew=0)
+            ax.plot(p["intensity"], p["rate"], shape, color=colour, markersize=size, alpha=0.75, mew=0)
         for at, kind in _apart(shown) if len(_seen(points, "type")) > 1 else []:
             ax.text(at, 0.03, kind, transform=ax.get_xaxis_transform(), ha="center", fontsize=7, color=GREY)
         ax.xaxis.set_major_formatter(_PLAIN)
@@ -154,7 +154,7 @@ def roofline(data: Data) -> Figure:
     axes[0].annotate(named, (0, 1), (3, -2), "axes fraction", "offset points", va="top", fontsize=6.5)
     figure.supxlabel("operations a byte (log scale)", fontsize=8)
     figure.supylabel("GFLOP/s (log scale)", fontsize=8)
-    _key(figure, [_mark(*mark[:2], side) for side, mark in _SIDE_MARKS.items() if side in _seen(points, "side")])
+    _key(figure, [_mark(*mark, side) for side, mark in _SIDE_MARKS.items() if side in _seen(points, "side")])
     return figure
 
 
