@@ -28,6 +28,7 @@ from benchmarks.settings import Settings
 from benchmarks.side_by_side import Call, SideBySide, spread, wall_clock
 
 COPY_BYTES = 2**28  # read, and as many written: ten times an H100's L2 cache, twice a large server's last-level cache
+MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
 OWN_COPY = "copy of its bytes"  # what launch and latency leave of the bandwidth at an operator's size
 
 
@@ -35,8 +36,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     settings = metafunc.config.stash[SETTINGS]
     if "operation" in metafunc.fixturenames:
         metafunc.parametrize("operation", chosen(settings), ids=str)
-    else:
+    elif "explanation" in metafunc.fixturenames:
         metafunc.parametrize("explanation", explanations.chosen(settings), ids=str)
+
+
+def bench_peak(benchmark: Any, row: dict[str, Any], settings: Settings) -> None:
+    """The other roof: operations a second of a large product of fp32 matrices, without TF32."""
+    device = str(settings.device)
+    n = MATRIX[device]
+    a, b = torch.randn(2, n, n, device=device)
+    expected = a[:4].double() @ b.double()
+    difference = float(((a @ b)[:4] - expected).norm() / expected.norm())
+    if not difference < 1e-5:
+        raise AssertionError(f"the product of matrices is off by {difference:.2e}")
+    comparison = SideBySide({"product": lambda: a @ b}, KernelClock() if device == "cuda" else CallClock())
+    row.update(kind="peak", method="product of matrices", dtype="float32", shape=(n, n, n), difference=difference)
+    row.update(comparison.run(benchmark, settings.repetitions))
+    row["flops_per_second"] = 2 * n**3 / row["seconds"]["product"]["median"]
 
 
 def bench_explanation(benchmark: Any, row: dict[str, Any], settings: Settings, explanation: Explanation) -> None:
@@ -62,6 +78,8 @@ def bench_operator(benchmark: Any, row: dict[str, Any], settings: Settings, oper
     calls = {name: rotating(function, sets) for name, function in functions.items()}
     comparison = SideBySide({**copies(moved, 4 * cached, device), **calls}, clock, settings.cap)
     comparison.warm_up()
+    if isinstance(clock, KernelClock):
+        clock.capture(comparison.sides.values())
     row.update(comparison.run(benchmark, settings.repetitions))
     row.update(bytes=moved, flops=operation.flops, **bandwidths(comparison, moved))
     row["call_seconds"] = call_seconds(comparison, calls, settings) if on_gpu else ours_of(row["seconds"])
@@ -72,7 +90,7 @@ def variants(operation: Operation, inputs: Sequence[Tensor], row: dict[str, Any]
     """The sides that compute the operator. Where there is none by `torch.compile`, the row says why."""
     functions: dict[str, Callable[..., Tensor]] = {}
     if inputs[0].is_cuda:
-        functions["kernel"] = operation.define
+        functions["kernel"] = whole(operation, inputs)
     functions["definition"] = defined(operation.define, inputs)
     begin = time.perf_counter()
     try:
@@ -82,6 +100,13 @@ def variants(operation: Operation, inputs: Sequence[Tensor], row: dict[str, Any]
     row["compile_seconds"] = time.perf_counter() - begin
     row["graph_breaks"] = sum(torch._dynamo.utils.counters["graph_break"].values())
     return functions
+
+
+def whole(operation: Operation, inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """The operator to its result: where it leaves several partial maps, as no definition does, with their sum."""
+    if not operation.summed or operation.define(*inputs).shape[1] == 1:
+        return operation.define
+    return lambda *inputs: operation.define(*inputs).sum(1, keepdim=True)
 
 
 def defined(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 
 import torch
 
@@ -33,7 +34,7 @@ class CallClock:
 
 
 class KernelClock:
-    """Seconds of GPU time of a call, by replays of a CUDA graph of it; by events where it cannot be captured.
+    """Seconds of GPU time of a call, by replays of a CUDA graph of it; by events, of all, where one has no graph.
 
     A graph holds at least `least` calls, so that calls that take turns at several inputs see each of them, and takes
     about two milliseconds. It is captured once; a measurement replays it twice and times the second, which starts
@@ -42,20 +43,21 @@ class KernelClock:
 
     def __init__(self, least: int = 1) -> None:
         self._least = least
-        self._graphs: dict[Call, tuple[torch.cuda.CUDAGraph, int] | None] = {}
+        self._graphs: dict[Call, tuple[torch.cuda.CUDAGraph, int]] = {}
+        self.fell_back = False
 
-    @property
-    def fell_back(self) -> bool:
-        return None in self._graphs.values()
+    def capture(self, calls: Iterable[Call]) -> None:
+        """To be called with all that is compared, before any is timed: what two clocks say is not compared."""
+        try:
+            self._graphs |= {call: self._captured(call) for call in calls if call not in self._graphs}
+        except RuntimeError:  # a call waits for the GPU, say
+            self._graphs, self.fell_back = {}, True
 
     def __call__(self, call: Call) -> float:
-        if call not in self._graphs:
-            try:
-                self._graphs[call] = self._captured(call)
-            except RuntimeError:  # it waits for the GPU, say
-                self._graphs[call] = None
-        if (captured := self._graphs[call]) is not None:
-            graph, count = captured
+        if not self.fell_back:
+            self.capture([call])
+        if not self.fell_back:
+            graph, count = self._graphs[call]
             return _replayed(graph) / count
         from triton.testing import do_bench
 

@@ -133,36 +133,38 @@ SWEEPS = (
 
 _PEAK = "a peak is that of the largest moment: "
 
-# Why a curve of fastcam is not straight: by sweep and quantity, and the beginning of the curve's name.
-REASONS: dict[tuple[str, str], dict[str, str]] = {
-    ("batch", "memory"): {
+UNKNOWN = "no reason on record"
+
+# Why a curve of fastcam is not straight: by device, sweep and quantity, and the beginning of the curve's name.
+REASONS: dict[tuple[str, str, str], dict[str, str]] = {
+    ("cpu", "batch", "memory"): {
         "": _PEAK + "at batch 1 a convolution's weights, laid out anew by oneDNN, from batch 2 on activations"
     },
-    ("image size", "memory"): {
+    ("cpu", "image size", "memory"): {
         "": _PEAK + "of small images a convolution's weights, laid out anew by oneDNN, of others activations"
     },
-    ("layers", "time"): {
+    ("cpu", "layers", "time"): {
         "": "the backward pass runs to the earliest target layer, and blocks nearer the input take longer: the same "
         "multiplications, on more and larger activations"
     },
-    ("layers", "memory"): {
+    ("cpu", "layers", "memory"): {
         "": "the graph is kept from the earliest target layer on, and activations double from stage to stage towards "
         "the input"
     },
-    ("classes", "memory"): {
+    ("cpu", "classes", "memory"): {
         "": _PEAK + "of few classes the forward pass's own, of many the maps themselves and nothing else"
     },
-    ("channels", "time"): {
+    ("cpu", "channels", "time"): {
         "eigencam": "the principal component is that of a square matrix of channels or of positions, whichever are "
         "fewer: from as many channels as positions on (196) its powers cost the same"
     },
-    ("channels", "memory"): {
+    ("cpu", "channels", "memory"): {
         "": _PEAK + "the fixed layers' activations while the target layer is narrow, then its own"
     },
 }
 
 
-def reason(sweep: str, method: str, quantity: str) -> str:
-    """Why fastcam's curve of "time" or "memory" is not straight, "no reason on record" if nobody has said so."""
-    known = REASONS.get((sweep, quantity), {})
-    return next((why for begin, why in known.items() if method.startswith(begin)), "no reason on record")
+def reason(device: str, sweep: str, method: str, quantity: str) -> str:
+    """Why fastcam's curve of "time" or "memory" is not straight on a device, `UNKNOWN` if nobody has said so."""
+    known = REASONS.get((device, sweep, quantity), {})
+    return next((why for begin, why in known.items() if method.startswith(begin)), UNKNOWN)

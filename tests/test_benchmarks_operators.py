@@ -204,6 +204,41 @@ def test_a_graph_is_captured_once_and_long_enough(monkeypatch):
     assert captures == [3, 20] and replayed == [3, 20, 20] and not clock.fell_back
 
 
+def test_all_that_is_compared_is_timed_by_one_clock(monkeypatch):
+    def capture(call, count):
+        if call == "waits":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return count
+
+    testing = pytest.importorskip("triton.testing")
+    monkeypatch.setattr(clocks, "_capture", capture)
+    monkeypatch.setattr(clocks, "_replayed", lambda graph: 1e-3)
+    monkeypatch.setattr(testing, "do_bench", lambda call, **_: 5.0)
+    clock = clocks.KernelClock()
+    clock.capture(["copy", "waits"])
+    assert clock.fell_back and [clock("copy"), clock("waits")] == [5e-3, 5e-3]
+    clock = clocks.KernelClock()
+    clock.capture(["copy"])
+    assert not clock.fell_back and clock("copy") == pytest.approx(1e-3 / 2)
+
+
+def test_partial_maps_are_timed_with_their_sum():
+    operation = operations.channel_sum((2, 8, 3, 3), "float32", "cpu")
+    inputs = operation.draw()
+    assert bench_operators.whole(operation, inputs) is operation.define
+    parts = dataclasses.replace(operation, define=lambda A, w: (A * w[..., None, None]).unflatten(1, (4, 2)).sum(2))
+    assert parts.define(*inputs).shape == (2, 4, 3, 3)
+    torch.testing.assert_close(bench_operators.whole(parts, inputs)(*inputs), operation.define(*inputs))
+
+
+def test_the_peak_is_that_of_a_product_of_matrices(monkeypatch):
+    monkeypatch.setitem(bench_operators.MATRIX, "cpu", 32)
+    row = {}
+    bench_operators.bench_peak(Rounds(), row, settings.Settings(device="cpu", repetitions=2))
+    assert row["kind"] == "peak" and row["difference"] < 1e-6
+    assert row["flops_per_second"] == pytest.approx(2 * 32**3 / row["seconds"]["product"]["median"])
+
+
 @pytest.mark.gpu
 def test_graph_replays_go_through_every_input():
     inputs = [(torch.full((2**20,), float(n), device="cuda"),) for n in range(5)]

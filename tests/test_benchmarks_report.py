@@ -3,15 +3,26 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks import session
-from benchmarks.report import goals, main, plots, summary, tables
+from benchmarks import (
+    bench_launches,
+    bench_methods,
+    bench_operators,
+    bench_perturbation,
+    bench_toolbox,
+    peers,
+    session,
+    settings,
+)
+from benchmarks.report import goals, main, plans, plots, summary, tables
 from benchmarks.report.losses import losses
 from benchmarks.report.pictures import Picture, pictures, shown_by
 from benchmarks.report.runs import devices, ratio
@@ -116,7 +127,13 @@ def test_operators_kernels_and_launches():
     whole = {"case": "operators", "kind": "explanation", "method": "gradcam", "network": "resnet50", "batch": 1}
     whole |= timed(kernel=3e-5, call=6e-5, fastcam=2e-3, forward=1e-3)
     compiled = {"case": "compiled", "kernel": "finish", "variant": "bf16", "arch": 90, "registers": 40}
-    compiled |= {"shared_bytes": 512, "spilled_bytes": 0, "loads": {"16": 4, "8": 0, "4": 2}, "stores": {"4": 1}}
+    compiled |= {
+        "launch": "1 of 2",
+        "shared_bytes": 512,
+        "spilled_bytes": 0,
+        "loads": {"16": 4, "8": 0, "4": 2},
+        "stores": {"4": 1},
+    }
     compiled |= {"bytes_per_element": 8.02, "floor_bytes_per_element": 8.0, "element": "an activation"}
     launches = {"case": "launches", "model": "vgg16", "method": "gradcam", "batch": 1}
     launches |= {"ours": 2, "total": 170, "forward": 160}
@@ -125,7 +142,10 @@ def test_operators_kernels_and_launches():
     assert f"| finish | 256 × 2048 × 7 × 7 | fp32 | {times} |" in shown
     assert "| resnet50 | 1 | fp32 | gradcam | 30.0 | 60.0 | 2000 | 1000 | 2.00 (1.82–2.22) |" in shown
     assert "### Kernels, compiled ahead of time, not run" in shown
-    assert "| finish | bf16 | sm_90 | 40 | 512 | 0 | 4 of 16, 2 of 4 | 1 of 4 | 8.02 | 8 | an activation |" in shown
+    assert (
+        "| finish | bf16 | 1 of 2 | sm_90 | 40 | 512 | 0 | 4 of 16, 2 of 4 | 1 of 4 | 8.02 | 8 | an activation |"
+        in shown
+    )
     assert "| vgg16 | 1 | gradcam | 2 | 170 | 160 |" in shown
 
 
@@ -201,7 +221,10 @@ def test_a_side_that_was_stopped_misses_its_goal():
 
 
 def test_goals_of_names_written_otherwise():
-    rows = [method("FullGrad", case="toolbox", fastcam=0.25), method("1,000 classes", case="toolbox", fastcam=0.109)]
+    rows = [
+        method("FullGrad", case="toolbox", fastcam=0.25),
+        method("1000 classes at layer resolution", case="toolbox", fastcam=0.109),
+    ]
     assert outcome("FullGrad", *rows).verdict == "does not hold"
     assert outcome("1,000 classes", *rows).verdict == "holds"
 
@@ -228,6 +251,106 @@ def test_goals_of_a_gpu():
     assert "| 3: gradcam, resnet50, batch 1; 170 launches in all, 160 of the forward pass |" in summary.of_goals(
         [started]
     )
+
+
+class Metafunc:
+    """Stands in for pytest's: keeps what a benchmark's file parametrizes."""
+
+    def __init__(self, run, *fixtures):
+        asked = settings.parse(run)
+        self.config = SimpleNamespace(stash={session.SETTINGS: replace(asked, device=asked.device or "cpu")})
+        self.fixturenames, self.cases = fixtures, []
+
+    def parametrize(self, names, cases, ids=None):
+        self.cases = list(cases)
+
+
+def rows_to_come(run):
+    """What the benchmark's files will call their rows."""
+
+    def cases(module, *fixtures):
+        asked = Metafunc(run, *fixtures)
+        module.pytest_generate_tests(asked)
+        return asked.cases
+
+    for model, batch, name, dtype in cases(bench_methods):
+        yield {"case": "methods", "model": model, "batch": batch, "method": name, "dtype": dtype}
+    for model, batch, name, dtype in cases(bench_perturbation):
+        shown = bench_perturbation.named(name)
+        yield {"case": "perturbation", "model": model, "batch": batch, "method": shown, "dtype": dtype}
+    for model, name in cases(bench_toolbox):
+        batch = bench_toolbox.BATCHES.get(name, bench_toolbox.BATCH)
+        yield {"case": "toolbox", "model": model, "batch": batch, "method": name, "dtype": "float32"}
+    for model, name in cases(bench_launches):
+        yield {"case": "launches", "model": model, "batch": 1, "method": name}
+    for o in cases(bench_operators, "operation"):
+        known = {"case": "operators", "kind": "operator", "operator": o.name}
+        yield {**known, "shape": list(o.shape), "dtype": o.dtype}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_every_goal_is_asked_of_rows_that_the_benchmarks_make(kind):
+    rows = list(rows_to_come(["--device", kind]))
+    for goal in (g for g in goals.GOALS if g.on in (kind, "any")):
+        wanted = [row for row in rows if goal.wanted(row)]
+        assert wanted, goal.text
+        named = {row.get("method", row.get("operator", "").partition("[")[0]) for row in wanted}
+        if "family" in goal.text:
+            assert named >= set(goals.FAMILY), goal.text
+        if "overlay" in goal.text:
+            assert named == set(goals.LINEAR), goal.text
+    if kind == "cuda":
+        (launches,) = [g for g in goals.GOALS if g.figure is goals.LAUNCHES]
+        assert {row["method"] for row in rows if launches.beside(row)} == {"eigencam"}
+
+
+def test_launches_without_a_backward_pass_are_stated_aside():
+    known = {"case": "launches", "model": "resnet50", "batch": 1, "total": 170, "forward": 160}
+    rows = [{**known, "method": name, "ours": ours} for name, ours in (("gradcam", 2), ("eigencam", 4))]
+    found = outcome("launches", *rows, gpu="A GPU")
+    assert found.verdict == "holds" and "of the forward pass; aside 4: eigencam" in summary.of_goals([found])
+
+
+def test_rows_whose_compilation_failed_are_counted():
+    broken = operator(kernel=1e-5, definition=1e-4) | {"not_compiled": "ValueError: no"}
+    found = outcome("every size", broken, operator(), gpu="A GPU")
+    assert "| 1 of 1; 1 more without figure, since `torch.compile` failed | **holds** |" in summary.of_goals([found])
+    alone = summary.of_goals([outcome("every size", broken, gpu="A GPU")])
+    assert "1 more without figure" in alone and "not measured yet" in alone
+
+
+def test_a_row_that_misses_its_goal_against_a_peer_has_a_plan():
+    rows = [method("saliency", fastcam=0.2, captum=0.1), method("xgradcam", fastcam=0.102, torch_cam=0.1)]
+    rows.append(method("smoothgrad", fastcam=0.2, captum=0.1))
+    shown = summary.block([on(*rows)], lambda device: "", "x.md").split("Losses")[1]
+    planned = {line.split(",")[0][2:]: line.split(" | ")[-1] for line in shown.splitlines() if "resnet50" in line}
+    assert planned["saliency"].startswith("FullGrad's own graph") and planned["xgradcam"] == "– |"
+    assert planned["smoothgrad"] == "no plan on record |"
+
+
+def test_every_plan_is_of_a_row_that_there_is():
+    of = {"torch-cam": peers.TORCH_CAM, "captum": peers.CAPTUM}
+    for (peer, name, model), text in plans.PLANS.items():
+        assert name in map(goals.plain, of[peer]) and model in ("", *settings.MODELS) and text
+    assert plans.plan("torch-cam", "sscam, 1 sample", "resnet18") != plans.NONE
+    assert plans.plan("captum", "sobel", "resnet18") == plans.NONE
+
+
+def test_curves_without_a_reason_are_counted():
+    straight = [sweep(x, 0.01 + 0.02 * x, 2**20 * x) for x in (1, 2, 4, 8)]
+    bent = [sweep(x, 0.01 * x, 2**20 * x**2, method="eigencam") for x in (1, 2, 4, 8)]
+    said = "1 of 4 curves are no straight lines, with no reason on record: eigencam, resnet18, batch, memory."
+    device = on(*straight, *bent, gpu="A GPU")
+    assert said in tables.of_device(device) and said in summary.block([device], lambda device: "", "x.md")
+    assert "no straight lines" not in tables.of_device(on(*straight, *bent))  # a CPU's oneDNN explains it
+    assert "no straight lines" not in tables.of_device(on(*straight, gpu="A GPU"))
+
+
+def test_images_a_second_of_the_fastest_peer_and_megabytes():
+    row = method("gradcam", fastcam=0.1, captum=0.2, grad_cam=0.4)
+    row |= {"images_per_second": {"forward": 99.0, "fastcam": 80.0, "captum": 40.0, "grad-cam": 20.0}}
+    row |= {"memory": {"forward": 40_000_000, "fastcam": 50_000_000}, "memory_ratios": {"fastcam/forward": 1.25}}
+    assert "| 80.0 | 40.0 (captum) | 50.0 | 1.25 |" in tables.of_device(on(row))
 
 
 def test_every_goal_is_named_without_any_run_of_its_kind():
@@ -258,6 +381,9 @@ def test_losses_are_all_there_beside_the_wins():
 def test_a_kernel_that_is_slower_than_something_else_is_a_loss():
     device = on(operator(kernel=3e-5, definition=2e-5, compiled=4e-5), gpu="A GPU")
     assert [(loss.figure.name, loss.median) for loss in losses(device)] == [("kernel / definition", pytest.approx(1.5))]
+    found = losses(on(operator(definition=3e-5, compiled=2e-5)))
+    assert [(loss.figure.name, loss.median) for loss in found] == [("definition / compiled", pytest.approx(1.5))]
+    assert losses(on(operator(kernel=1e-5, definition=3e-5, compiled=2e-5), gpu="A GPU")) == []
 
 
 @pytest.fixture
@@ -343,6 +469,7 @@ def rows_of_all_kinds():
             yield method("gradcam", model, batch, fastcam=0.105, grad_cam=0.4, torch_cam=0.09)
             yield method("scorecam", model, batch, case="perturbation", fastcam=30.0, grad_cam=30.5)
     yield from (operator(name, dtype=kind) for name in ("finish", "overlay") for kind in ("float32", "bfloat16"))
+    yield {"case": "operators", "kind": "peak", "method": "product of matrices", "flops_per_second": 5e13}
     yield from (sweep(x, 0.01 + 0.02 * x, 2**20 * x) for x in (1, 2, 4))
     yield from (sweep(x, 0.01 * x, 2**21, sweep="classes") for x in (1, 10))
 
@@ -357,6 +484,7 @@ def test_every_picture_can_be_drawn_small_and_says_what_it_shows(tmp_path):
         with Image.open(file) as image:
             assert image.width == 1600
     assert pictures(on()) == []
+    assert found[2].data["peak"] == 5e4 and found[2].data["points"][0]["rate"] == pytest.approx(0.1 / 1e-4)  # GFLOP/s
 
 
 def test_a_loss_has_another_colour():

@@ -171,12 +171,13 @@ def test_early_layers_are_reduced_with_one_copy_of_the_activations():
 
 def test_every_reason_is_of_a_curve_there_is():
     curves = {(s.name, c.name) for s in sweeps.SWEEPS for c in s.curves}
-    for (sweep, quantity), known in sweeps.REASONS.items():
-        assert quantity in ("time", "memory")
+    for (device, sweep, quantity), known in sweeps.REASONS.items():
+        assert device in ("cpu", "cuda") and quantity in ("time", "memory")
         for begin, why in known.items():
             assert any(s == sweep and name.startswith(begin) for s, name in curves) and why
-    assert sweeps.reason("channels", "eigencam", "time").startswith("the principal component")
-    assert sweeps.reason("channels", "gradcam", "time") == "no reason on record"
+    assert sweeps.reason("cpu", "channels", "eigencam", "time").startswith("the principal component")
+    assert sweeps.reason("cpu", "channels", "gradcam", "time") == "no reason on record"
+    assert sweeps.reason("cuda", "batch", "gradcam", "memory") == "no reason on record"  # oneDNN is not there
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -31,20 +31,24 @@ class Summary:
     reason: str
 
 
-def summaries(rows: Iterable[Point]) -> list[Summary]:
-    """The lines through the rows of case "scale", in the rows' order; a point over its cap is left out."""
+def summaries(rows: Iterable[Point], device: str) -> list[Summary]:
+    """The lines through the rows of case "scale", in the rows' order; a point over its cap is left out.
+
+    device   "cpu" or "cuda", on which they were measured: reasons are of one or the other
+    """
     curves: dict[tuple[str, str, str], list[Point]] = {}
     for row in rows:
-        curves.setdefault((row["model"], row["sweep"], row["method"]), []).append(row)
+        if row["case"] == "scale":
+            curves.setdefault((row["model"], row["sweep"], row["method"]), []).append(row)
     return [
-        _summary(key, points, quantity, side)
+        _summary(key, points, quantity, side, device)
         for key, points in curves.items()
         for quantity in ("time", "memory")
         for side in ("forward", "fastcam")
     ]
 
 
-def _summary(key: tuple[str, str, str], points: Sequence[Point], quantity: str, side: str) -> Summary:
+def _summary(key: tuple[str, str, str], points: Sequence[Point], quantity: str, side: str, device: str) -> Summary:
     there = [p for p in points if side in p["seconds" if quantity == "time" else "memory"]]
     xs = [p["x"] for p in there]
     if len(set(xs)) < FEWEST:
@@ -55,4 +59,4 @@ def _summary(key: tuple[str, str, str], points: Sequence[Point], quantity: str, 
         spreads = [p["seconds"][side] for p in there]
         line = fit(xs, [s["median"] for s in spreads], [s["quartiles"] for s in spreads])
     due = side == "fastcam" and not line.straight
-    return Summary(*key, quantity, side, line, reason(*key[1:], quantity) if due else "")
+    return Summary(*key, quantity, side, line, reason(device, *key[1:], quantity) if due else "")

@@ -11,8 +11,9 @@ from benchmarks.report.runs import Device, Row, Spread, capped, exactly, ratio
 
 FAMILY = (
     *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam"),
-    *("eigengradcam", "segeigencam", "shapleycam"),
+    *("eigengradcam", "segeigencam", "shapleycam", "finercam"),
 )
+ALL_CLASSES = "1000 classes at layer resolution"
 LINEAR = ("channel_reduce", "channel_sum", "finish", "masked_inputs", "overlay")  # bound by bandwidth
 Wanted = Callable[[Row], bool]
 
@@ -22,15 +23,19 @@ class Figure(NamedTuple):
 
     name       as it is written: `fastcam / forward`
     side       whose figure it is: `fastcam`
+    base       what it is held against: `forward`; "" where it stands alone
     read       its value, None where the row has none
     late       whether it could not be measured since a side was stopped at its cap
+    failed     whether it could not be measured since a side broke
     percent    how it is written
     """
 
     name: str
     side: str
+    base: str
     read: Callable[[Row], Spread | None]
     late: Callable[[Row], bool] = lambda row: False
+    failed: Callable[[Row], bool] = lambda row: False
     percent: bool = False
 
 
@@ -40,7 +45,10 @@ def time(side: str, base: str) -> Figure:
     def late(row: Row) -> bool:
         return capped(row, side) is not None and base in row.get("seconds", {})
 
-    return Figure(f"{side} / {base}", side, lambda row: ratio(row, side, base), late)
+    def failed(row: Row) -> bool:
+        return "compiled" in (side, base) and "not_compiled" in row
+
+    return Figure(f"{side} / {base}", side, base, lambda row: ratio(row, side, base), late, failed)
 
 
 def memory(side: str, base: str) -> Figure:
@@ -48,13 +56,13 @@ def memory(side: str, base: str) -> Figure:
         value = row.get("memory_ratios", {}).get(f"{side}/{base}")
         return None if value is None else exactly(value)
 
-    return Figure(f"memory of {side} / {base}", side, read)
+    return Figure(f"memory of {side} / {base}", side, base, read)
 
 
 COPY_SHARE = Figure(
-    "share of copy bandwidth", "kernel", lambda row: row.get("copy_share", {}).get("kernel"), percent=True
+    "share of copy bandwidth", "kernel", "copy", lambda row: row.get("copy_share", {}).get("kernel"), percent=True
 )
-LAUNCHES = Figure("launches", "fastcam", lambda row: exactly(row["ours"]) if "ours" in row else None)
+LAUNCHES = Figure("launches", "fastcam", "", lambda row: exactly(row["ours"]) if "ours" in row else None)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Goal:
     most       the limit; None for a goal that has a least
     least      the limit of a goal that has one
     aside      what the row of the worst figure has to say beside it
+    beside     rows that the goal is not asked of, whose figures are stated with it
     """
 
     text: str
@@ -74,6 +83,7 @@ class Goal:
     most: float | None = None
     least: float | None = None
     aside: Callable[[Row], str] = lambda row: ""
+    beside: Wanted = lambda row: False
 
     @property
     def limit(self) -> str:
@@ -100,6 +110,8 @@ class Outcome(NamedTuple):
     rows      those that are measured, the worst first; one stopped at its cap misses a goal that has a most
     missed    those of them that miss it
     stopped   those of which it is not known how much better than its least they are
+    failed    those that have no figure since a side broke
+    beside    those that are stated beside it, the worst first
     """
 
     goal: Goal
@@ -108,6 +120,8 @@ class Outcome(NamedTuple):
     rows: list[Row]
     missed: list[Row]
     stopped: list[Row]
+    failed: list[Row]
+    beside: list[Row]
 
     @property
     def verdict(self) -> str:
@@ -126,11 +140,15 @@ def outcomes(devices: Iterable[Device]) -> list[Outcome]:
 
 
 def _outcome(goal: Goal, kind: str, device: Device | None) -> Outcome:
-    wanted = [row for row in device.rows if goal.wanted(row)] if device else []
+    known = device.rows if device else []
+    wanted = [row for row in known if goal.wanted(row)]
     late = [row for row in wanted if goal.figure.late(row)]
     measured = [row for row in wanted if goal.figure.read(row) is not None] + (late if goal.least is None else [])
     rows = sorted(measured, key=goal.excess, reverse=True)
-    return Outcome(goal, kind, device, rows, [row for row in rows if not goal.kept(row)], late if goal.least else [])
+    missed = [row for row in rows if not goal.kept(row)]
+    failed = [row for row in wanted if goal.figure.failed(row)]
+    beside = sorted((row for row in known if goal.beside(row)), key=goal.excess, reverse=True)
+    return Outcome(goal, kind, device, rows, missed, late if goal.least else [], failed, beside)
 
 
 def calls(*methods: str, **wanted: object) -> Wanted:
@@ -161,8 +179,8 @@ def operators(*names: str, least_batch: int = 1) -> Wanted:
     return chosen
 
 
-def launches(row: Row) -> bool:
-    return row["case"] == "launches" and row["batch"] == 1
+def launches(*methods: str) -> Wanted:
+    return lambda row: row["case"] == "launches" and row["batch"] == 1 and row["method"] in methods
 
 
 _OVER_FORWARD = time("fastcam", "forward")
@@ -175,7 +193,7 @@ GOALS = (
     Goal("ResNet-50, batch 8: FullGrad", "cpu", calls("fullgrad", model="resnet50", batch=8), _OVER_FORWARD, 2.3),
     Goal(
         "ResNet-50, batch 8: the maps of all 1,000 classes",
-        *("cpu", calls("1000 classes", "all classes", model="resnet50", batch=8), _OVER_FORWARD, 1.1),
+        *("cpu", calls(ALL_CLASSES, model="resnet50", batch=8), _OVER_FORWARD, 1.1),
     ),
     Goal("batch 256: the Grad-CAM family", "cuda", calls(*FAMILY, batch=256), _OVER_FORWARD, 1.03),
     Goal("batch 256: EigenCAM", "cuda", calls("eigencam", batch=256), _OVER_FORWARD, 1.03),
@@ -199,7 +217,8 @@ GOALS = (
     ),
     Goal(
         "batch 1: launches of ours after the backward pass",
-        *("cuda", launches, LAUNCHES, 2),
+        *("cuda", launches(*FAMILY), LAUNCHES, 2),
+        beside=launches("eigencam"),  # no backward pass: what comes after the target layer
         aside=lambda row: f"{row['total']} launches in all, {row['forward']} of the forward pass",
     ),
     Goal("every row that torch-cam has", "any", calls(), time("fastcam", "torch-cam"), 1.05),

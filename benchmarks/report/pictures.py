@@ -114,28 +114,30 @@ def _roofline(device: Device) -> list[Picture]:
     points = [
         {
             **{"operator": row["operator"], "type": short_type(row), "side": side, "bytes": row["bytes"]},
-            **{"intensity": row["flops"] / row["bytes"], "rate": row["bytes"] / row["seconds"][side]["median"] / 1e9},
+            **{"intensity": row["flops"] / row["bytes"], "rate": row["flops"] / row["seconds"][side]["median"] / 1e9},
         }
         for row in rows
         for side in _SIDES
         if side in row["seconds"]
     ]
     copies = sorted(row["copy_gigabytes_per_second"] for row in rows if "copy_gigabytes_per_second" in row)
+    peaks = [row["flops_per_second"] / 1e9 for row in device.of("operators", kind="peak")]
     if not points or not copies:
         return []
     caption = (
-        f"Operators, {device.name}: the fewest bytes they have to move, a second of their time, over the fewest "
-        "operations a byte. The line is the bandwidth of a copy that fits no cache; smaller data may. Larger marks "
-        "are more bytes."
+        f"Operators, {device.name}: operations a second over operations a byte, of both the fewest. The sloped roof is "
+        "the bandwidth of a copy that fits no cache, which smaller data may exceed"
+        + (", the flat one the rate of a large product of fp32 matrices" if peaks else "")
+        + ". Larger marks are more bytes."
     )
-    data = {"points": points, "copy": copies[len(copies) // 2]}
+    data = {"points": points, "copy": copies[len(copies) // 2], "peak": peaks[0] if peaks else None}
     return [Picture(f"{device.slug}-roofline.png", "roofline", f"Roofline, {device.name}", caption, data)]
 
 
 def _scale(device: Device) -> list[Picture]:
     rows = device.of("scale")
     panels: dict[tuple[str, str, str], Data] = {}
-    for summary in summaries(rows):
+    for summary in summaries(rows, device.kind):
         unit, factor = UNITS[summary.quantity]
         points = curve(rows, summary.model, summary.sweep, summary.method, summary.quantity, summary.side)
         if not points:

@@ -39,7 +39,7 @@ _PEER_MARKS = {"grad-cam": "o", "torch-cam": "s", "captum": "^", "FlashTorch": "
 _MODEL_MARKS = (("o", BLUE), ("s", RED), ("^", GREEN), ("D", ORANGE), ("v", PINK), ("P", SKY))
 MOST_MARKS = 8  # on a line of a key
 CHEAP = 1.5  # times the forward pass
-_SIDE_MARKS = {"kernel": ("o", BLUE, 0.86), "compiled": ("^", ORANGE, 1.0), "definition": ("s", GREY, 1.16)}
+_SIDE_MARKS = {"kernel": ("o", BLUE), "compiled": ("^", ORANGE), "definition": ("s", GREY)}
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
@@ -58,7 +58,7 @@ def _styled(draw: Callable[[Data], Figure]) -> Callable[[Data], Figure]:
 def speed_ups(data: Data) -> Figure:
     """A column a model, a line a method: each peer's time over fastcam's."""
     points = data["points"]
-    models, methods = _seen(points, "model"), _seen(points, "method")
+    models, methods = _models(points), _seen(points, "method")
     sizes = _sizes(points)
     figure, axes = _columns(len(models), len(methods))
     for ax, model in zip(axes, models, strict=True):
@@ -98,7 +98,7 @@ def costs(data: Data) -> Figure:
     Methods that hardly cost more than the forward pass have an axis of their own, which is not logarithmic.
     """
     points = data["points"]
-    models, batches = _seen(points, "model"), sorted(_seen(points, "batch"))
+    models, batches = _models(points), sorted(_seen(points, "batch"))
     worst = {m: max(p["ratio"] for p in points if p["method"] == m) for m in _seen(points, "method")}
     methods = sorted(worst, key=worst.__getitem__)
     cheap = [m for m in methods if worst[m] <= CHEAP]
@@ -126,40 +126,35 @@ def costs(data: Data) -> Figure:
 
 @_styled
 def roofline(data: Data) -> Figure:
-    """A panel an operator: bytes a second over operations a byte. The sides stand a little apart."""
-    points, copy = data["points"], data["copy"]
+    """A panel an operator: operations a second over operations a byte, below the roofs."""
+    points, copy, peak = data["points"], data["copy"], data["peak"]
     operators, sizes = _seen(points, "operator"), sorted(_seen(points, "bytes"))
     figure, axes = _grid(len(operators), 4, 1.55)
-    lowest, highest = min(p["intensity"] for p in points), max(p["intensity"] for p in points)
+    lowest, highest = 0.6 * min(p["intensity"] for p in points), 1.7 * max(p["intensity"] for p in points)
+    ends = [lowest, *([peak / copy] if peak and lowest < peak / copy < highest else []), highest]
+    roof = [min(copy * at, peak or copy * at) for at in ends]
     for ax, operator in zip(axes, operators, strict=True):
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_title(operator, fontsize=8)
-        ax.axhline(copy, color="black", linewidth=0.8)
+        ax.plot(ends, roof, color="black", linewidth=0.8)
         shown = [p for p in points if p["operator"] == operator]
         for p in shown:
-            shape, colour, aside = _SIDE_MARKS[p["side"]]
+            shape, colour = _SIDE_MARKS[p["side"]]
             size = 2 + 4 * sizes.index(p["bytes"]) / max(1, len(sizes) - 1)
-            ax.plot(p["intensity"] * aside, p["rate"], shape, color=colour, markersize=size, alpha=0.75, mew=0)
-        for at, kind in _apart(shown):
+            ax.plot(p["intensity"], p["rate"], shape, color=colour, markersize=size, alpha=0.75, mew=0)
+        for at, kind in _apart(shown) if len(_seen(points, "type")) > 1 else []:
             ax.text(at, 0.03, kind, transform=ax.get_xaxis_transform(), ha="center", fontsize=7, color=GREY)
         ax.xaxis.set_major_formatter(_PLAIN)
         ax.yaxis.set_major_locator(LogLocator(numticks=12))
         ax.yaxis.set_major_formatter(_PLAIN)
-        ax.set_xlim(0.6 * lowest, 1.7 * highest)
-        ax.set_ylim(0.3 * min(p["rate"] for p in points), 2.5 * max(copy, *(p["rate"] for p in points)))
-    axes[0].annotate(
-        f"copy, {digits(copy)} GB/s",
-        (1, copy),
-        (-2, 2),
-        axes[0].get_yaxis_transform(),
-        "offset points",
-        ha="right",
-        fontsize=7,
-    )
+        ax.set_xlim(lowest, highest)
+        ax.set_ylim(0.3 * min(p["rate"] for p in points), 6 * max(*roof, *(p["rate"] for p in points)))
+    named = f"copy, {digits(copy)} GB/s" + (f"\nproduct, {digits(peak)} GFLOP/s" if peak else "")
+    axes[0].annotate(named, (0, 1), (3, -2), "axes fraction", "offset points", va="top", fontsize=6.5)
     figure.supxlabel("operations a byte (log scale)", fontsize=8)
-    figure.supylabel("GB/s (log scale)", fontsize=8)
-    _key(figure, [_mark(*mark[:2], side) for side, mark in _SIDE_MARKS.items() if side in _seen(points, "side")])
+    figure.supylabel("GFLOP/s (log scale)", fontsize=8)
+    _key(figure, [_mark(*mark, side) for side, mark in _SIDE_MARKS.items() if side in _seen(points, "side")])
     return figure
 
 
@@ -225,6 +220,12 @@ def _curves(ax: Axes, panel: Data) -> None:
 def _seen(points: Iterable[Data], key: str) -> list[Any]:
     """The values of a key, in the order they come in."""
     return list(dict.fromkeys(point[key] for point in points))
+
+
+def _models(points: Iterable[Data]) -> list[str]:
+    """Those of `NAMES` in their order, then any other."""
+    known = list(NAMES)
+    return sorted(_seen(points, "model"), key=lambda model: known.index(model) if model in NAMES else len(known))
 
 
 def _sizes(points: Sequence[Data]) -> dict[int, float]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from benchmarks.report.curves import summaries
 from benchmarks.report.runs import Device
 from benchmarks.report.wording import named
+from benchmarks.sweeps import UNKNOWN
 
 Remark = tuple[str, str]  # what is said, and of which case or row
 
@@ -27,6 +29,15 @@ def missing(device: Device) -> str:
 def differing(device: Device) -> str:
     """Rows in which a peer's way is another than fastcam's, as a list."""
     return _listed((f"{side}, {why}", named(row)) for row in device.rows for side, why in row.get("notes", {}).items())
+
+
+def unexplained(device: Device) -> str:
+    """How many curves of fastcam's are no straight lines and have no reason on record, and which; "" if none."""
+    ours = [curve for curve in summaries(device.rows, device.kind) if curve.side == "fastcam" and curve.line]
+    found = [f"{c.method}, {c.model}, {c.sweep}, {c.quantity}" for c in ours if c.reason == UNKNOWN]
+    if not found:
+        return ""
+    return f"{len(found)} of {len(ours)} curves are no straight lines, with {UNKNOWN}: {'; '.join(found)}.\n"
 
 
 def _listed(remarks: Iterable[Remark]) -> str:

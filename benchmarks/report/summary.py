@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from benchmarks.report.goals import Figure, Outcome, outcomes
-from benchmarks.report.losses import losses
+from benchmarks.report.losses import Loss, losses
+from benchmarks.report.plans import plan
+from benchmarks.report.remarks import unexplained
 from benchmarks.report.runs import Device, Result, Row, devices, ratio
 from benchmarks.report.tables import of_runs
 from benchmarks.report.wording import ABSENT, RATIOS, digits, measured_on, named, over_cap, short_type, spread, table
@@ -27,7 +29,7 @@ def block(found_on: list[Device], pictures: Callable[[Device], str], tables: str
     parts = [f"{RATIOS}\n", "### Goals\n", of_goals(found)]
     for device in found_on:
         parts += [f"### {device.name}\n", measured_on(device), *scoreboards(device), pictures(device)]
-        parts += [_slower(device, found), _missed(device, found)]
+        parts += [_slower(device, found), _missed(device, found), unexplained(device)]
     parts.append(f"All rows, memory, failed cases, and what was left out and why: [{tables}]({tables}).\n")
     return "\n".join(part for part in parts if part)
 
@@ -35,7 +37,7 @@ def block(found_on: list[Device], pictures: Callable[[Device], str], tables: str
 def of_run(results: Iterable[Result]) -> str:
     """What a run prints last: all its tables, and the goals that it measured."""
     results = list(results)
-    measured = [outcome for outcome in outcomes(devices(results)) if outcome.rows]
+    measured = [outcome for outcome in outcomes(devices(results)) if outcome.rows or outcome.failed]
     return of_runs(results) + (f"\n## Goals\n\n{of_goals(measured)}" if measured else "")
 
 
@@ -48,13 +50,16 @@ def _goal(outcome: Outcome) -> list[str]:
     goal, device = outcome.goal, outcome.device
     where = device.name if device else {"cpu": "CPU", "cuda": "GPU"}[outcome.kind]
     head = [goal.text, where, f"{goal.figure.name} {goal.limit}"]
+    failed = f"{len(outcome.failed)} more without figure, since `torch.compile` failed" if outcome.failed else ""
     if not outcome.rows:
-        return [*head, ABSENT, ABSENT, outcome.verdict]
+        return [*head, ABSENT, failed or ABSENT, outcome.verdict]
     worst = outcome.rows[0]
-    aside = "; ".join(text for text in (named(worst), goal.aside(worst)) if text)
+    beside = [f"{_measured(goal.figure, row)}: {named(row)}" for row in outcome.beside[:1]]
+    aside = "; ".join(text for text in (named(worst), goal.aside(worst), *(f"aside {text}" for text in beside)) if text)
     kept = f"{len(outcome.rows) - len(outcome.missed)} of {len(outcome.rows)}"
     if outcome.stopped:
         kept += f"; in {len(outcome.stopped)} more {goal.figure.side} was stopped at its cap"
+    kept = "; ".join(text for text in (kept, failed) if text)
     return [*head, f"{_measured(goal.figure, worst)}: {aside}", kept, f"**{outcome.verdict}**"]
 
 
@@ -120,14 +125,21 @@ def _slower(device: Device, found: list[Outcome]) -> str:
         for outcome in found
         for row in outcome.missed
     }
-    rows = [
-        [
-            *(named(loss.row), loss.figure.name, _measured(loss.figure, loss.row)),
-            missed.get((id(loss.row), loss.figure.name), ABSENT),
-        ]
-        for loss in lost
-    ]
-    return f"Losses: rows in which something else is faster.\n\n{table(('row', 'figure', 'measured', 'goal'), rows)}"
+    heads = ["row", "figure", "measured", "goal"]
+    rows = []
+    for loss in lost:
+        goal = missed.get((id(loss.row), loss.figure.name), ABSENT)
+        rows.append([named(loss.row), loss.figure.name, _measured(loss.figure, loss.row), goal])
+    plans = [_plan(loss, line[-1]) for loss, line in zip(lost, rows, strict=True)]
+    if set(plans) - {ABSENT}:
+        heads, rows = [*heads, "plan"], [[*line, text] for line, text in zip(rows, plans, strict=True)]
+    return f"Losses: rows in which something else is faster.\n\n{table(heads, rows)}"
+
+
+def _plan(loss: Loss, goal: str) -> str:
+    """What is to be done about a row that misses its goal against a peer."""
+    peer = loss.figure.base
+    return plan(peer, loss.row["method"], loss.row.get("model", "")) if peer in _PEERS and goal != ABSENT else ABSENT
 
 
 def _missed(device: Device, found: list[Outcome]) -> str:

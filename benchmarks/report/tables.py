@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from benchmarks.report.curves import Summary, summaries
-from benchmarks.report.remarks import differing, missing
+from benchmarks.report.remarks import differing, missing, unexplained
 from benchmarks.report.runs import Device, Result, Row, devices, ratio
 from benchmarks.report.wording import (
     ABSENT,
@@ -98,6 +98,18 @@ def _images(side: str, row: Row) -> str:
     return ABSENT if value is None else digits(value)
 
 
+def _of_fastest_peer(row: Row) -> str:
+    rates = row.get("images_per_second", {})
+    best = max((peer for peer in PEERS if peer in rates), key=rates.__getitem__, default=None)
+    return ABSENT if best is None else f"{digits(rates[best])} ({best})"
+
+
+def _megabytes(row: Row) -> str:
+    """Peak memory of fastcam's call."""
+    value = row.get("memory", {}).get("fastcam")
+    return ABSENT if value is None or _memory("fastcam", row) == ABSENT else digits(value / 1e6)
+
+
 _RATE, _SHARE, _CALL = "gigabytes_per_second", "copy_share", "call_seconds"
 
 
@@ -125,8 +137,11 @@ def _instructions(key: str, row: Row) -> str:
 
 def _of_scale(device: Device) -> str:
     rows = device.of("scale")
-    lines = [summary for summary in summaries(rows) if summary.side == "fastcam"]
-    return table(_SCALE_HEADS, (_line(summary, rows) for summary in lines)) if lines else ""
+    lines = [summary for summary in summaries(rows, device.kind) if summary.side == "fastcam"]
+    if not lines:
+        return ""
+    shown = table(_SCALE_HEADS, (_line(summary, rows) for summary in lines))
+    return f"{shown}\n{said}" if (said := unexplained(device)) else shown
 
 
 _SCALE_HEADS = (
@@ -182,6 +197,8 @@ _CALL_COLUMNS = (
     Column("fastcam / one class", partial(time_over, "fastcam", "one class")),
     *(Column(f"{peer} / fastcam", partial(faster_than, peer, "fastcam")) for peer in (*PEERS, "one at a time")),
     Column("fastcam images/s", partial(_images, "fastcam")),
+    Column("images/s of the fastest peer", _of_fastest_peer),
+    Column("fastcam MB", _megabytes),
     *(Column(f"memory: {side}", partial(_memory, side)) for side in ("fastcam", *PEERS)),
 )
 _OPERATORS = {
@@ -198,6 +215,16 @@ _OPERATORS = {
             Column("compiled / kernel", partial(faster_than, "compiled", "kernel")),
             Column("compiled / definition", _without_kernel),
             Column("call µs", partial(_of_side, _CALL)),
+            Column("clock", partial(plain, "timer")),
+        ),
+    ),
+    "peak": (
+        "Peak",
+        (
+            Column("of", partial(plain, "method")),
+            Column("shape", shape),
+            Column("type", short_type),
+            Column("GFLOP/s", lambda row: digits(row["flops_per_second"] / 1e9)),
         ),
     ),
     "explanation": (
@@ -221,6 +248,7 @@ _OTHERS = {
         (
             Column("kernel", partial(plain, "kernel")),
             Column("variant", partial(plain, "variant")),
+            Column("launch", partial(plain, "launch")),
             Column("for", lambda row: f"sm_{row['arch']}"),
             Column("registers", partial(plain, "registers")),
             Column("shared bytes", partial(plain, "shared_bytes")),
@@ -228,7 +256,7 @@ _OTHERS = {
             Column("loads", partial(_instructions, "loads")),
             Column("stores", partial(_instructions, "stores")),
             Column("bytes moved an element", partial(plain, "bytes_per_element")),
-            Column("floor", partial(plain, "floor_bytes_per_element")),
+            Column("floor of the whole operator", partial(plain, "floor_bytes_per_element")),
             Column("an element", partial(plain, "element")),
         ),
     ),

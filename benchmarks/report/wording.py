@@ -18,7 +18,8 @@ RATIOS = (
 )
 LEGENDS = {
     "methods": "Methods of one forward and at most one backward pass, image tensor to finished numpy map. Memory is "
-    "the peak of the tensors allocated during a call over the forward pass's; numpy's arrays are not in it.",
+    "the peak of the tensors allocated during a call, fastcam's in MB, and over the forward pass's; numpy's arrays are "
+    "not in it.",
     "perturbation": "Methods that score many changed images. `fastcam / masked forward passes`: Score-CAM's time over "
     "that of nothing but its forward passes at their fastest batch size. Memory at batch size 32 beside a forward pass "
     "of 32 images; AblationCAM and Recipro-CAM do not fill such a batch with one image.",
@@ -28,11 +29,15 @@ LEGENDS = {
     "operator": "GPU time of a kernel by graph replays, beside the operator's PyTorch definition, `torch.compile` of "
     "the definition and a device copy; without a GPU there is no kernel, and GB/s, `of copy` and `call` are the "
     "definition's. GB/s counts the fewest bytes to move, `of copy` is that over the copy's, `call` is the wall clock "
-    "of one call. In the columns of two sides the first's time is over the second's: below 1 the second is `slower`.",
+    "of one call. A kernel that leaves partial maps is timed with their sum. The clock is graph replays, events for "
+    "all sides where one cannot be captured, or on a CPU the wall clock. In the columns of two sides the first's time "
+    "is over the second's: below 1 the second is `slower`.",
+    "peak": "The rate of a large product of fp32 matrices without TF32: the roofline's flat roof.",
     "explanation": "Three figures of one explanation: the GPU time of its kernels, the wall clock of the calls that "
     "launch them, the wall clock of the whole explanation.",
     "compiled": "Compiled ahead of time, not run: what the machine code of each kernel needs and does. Loads and "
-    "stores are instructions by the bytes that a thread moves with one; `floor` is the fewest bytes an element needs.",
+    "stores are instructions by the bytes that a thread moves with one; the floor is the fewest bytes that "
+    "the whole operator moves for an element, with however many launches.",
     "launches": "Kernel launches of an explanation: fastcam's own after the backward pass, all, and those of a forward "
     "pass alone.",
     "scale": "One thing grows, the rest stays. `line` is fitted to the points, x being what grows; `worst` is how far "
