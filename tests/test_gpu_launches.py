@@ -14,7 +14,7 @@ from benchmarks import bench_launches, session, settings
 from fastcam import ops
 from fastcam.kernels import channel_reduce
 
-from gpu_cases import explanation, on_resnet
+from gpu_cases import OPERATIONS, PYTORCHS, explanation, on_resnet
 
 LAUNCHES = {
     **{name: ["_reduce_kernel", "_finish_kernel"] for name in ops.WEIGHTINGS},
@@ -45,6 +45,18 @@ def test_kernels_of_ours_for_one_image(device, ours, monkeypatch, name):
     assert ours == LAUNCHES[name] and maps.amax() > 0.9
     monkeypatch.setattr(ops, "_on_kernel", lambda t: False)
     torch.testing.assert_close(maps, case.method.attribute(x, 0))
+
+
+def test_which_operations_are_pytorchs(device, monkeypatch):
+    launched = []
+    monkeypatch.setattr(ops, "_on_kernel", lambda t: True)
+    monkeypatch.setattr(
+        type(channel_reduce._reduce_kernel), "__getitem__", lambda kernel, grid: lambda *a, **k: launched.append(kernel)
+    )
+    for name, operation in OPERATIONS.items():
+        launched.clear()
+        operation.run(*operation.inputs(device))
+        assert bool(launched) == (name not in PYTORCHS), name
 
 
 def event(name, start, device=DeviceType.CUDA, **more):

@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+
 from benchmarks.offline import compile_only, global_bytes, registers_and_spills
 from fastcam.kernels import channel_reduce, finish, masked_inputs, overlay, principal_component
 from fastcam.ops import WEIGHTINGS
@@ -46,6 +48,16 @@ def test_channel_reduce(arch, shape, layout, weighting):
     kernels = compiled(arch, channel_reduce.channel_reduce, A, A, weighting)
     two_launches = shape[2] == 65 and weighting == "gradcam"
     assert len(kernels) == 1 + two_launches
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_channel_reduce_in_either_order_of_axes(arch, axis, monkeypatch):
+    """Of which triton's version chooses one: the other is correct code, too."""
+    monkeypatch.setattr(channel_reduce, "ACROSS", triton.language.constexpr(axis))
+    for name in ("_row_sum", "_reduce_kernel"):  # nothing compiled before
+        monkeypatch.setattr(channel_reduce, name, triton.jit(getattr(channel_reduce, name).fn))
+    A = tensor(8, 1024, 14, 14)
+    compiled(arch, channel_reduce.channel_reduce, A, A, "gradcam++")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
