@@ -17,7 +17,7 @@ from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, are_callables, class_indices, logits_of, scores
 
 _CACHED = 300_000  # numbers that stay in a core's cache
-_AT_ONCE = 640_000  # numbers of the input
+_AT_ONCE = 640_000  # numbers of the input, a thread
 
 
 class FullGrad(BaseCAM):
@@ -65,8 +65,9 @@ class FullGrad(BaseCAM):
         self.rescale = rescale or self.rescale
 
     def at_once(self, x: Inputs) -> int:
-        """On a CPU about four photographs, in equal parts: a graph of more leaves its caches."""
-        parts = -(-x.image.numel() // _AT_ONCE) if x.image.device.type == "cpu" else 1
+        """On a CPU about four photographs a thread, in equal parts: a graph of more leaves its caches."""
+        room = _AT_ONCE * torch.get_num_threads()
+        parts = -(-x.image.numel() // room) if x.image.device.type == "cpu" else 1
         return -(-len(x) // parts)
 
     def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> AbstractContextManager[Run]:
