@@ -6,6 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcam.dataset.attribute import attribute_dataset as attribute_dataset
+    from fastcam.dataset.map_batches import MapBatches as MapBatches
+    from fastcam.dataset.maps import Maps as Maps
+    from fastcam.dataset.maps import open_maps as open_maps
+    from fastcam.dataset.sources import ImageFiles as ImageFiles
     from fastcam.figures.factors import show_factorization_on_image as show_factorization_on_image
     from fastcam.figures.overlays import deprocess_image as deprocess_image
     from fastcam.figures.overlays import gradient_picture as gradient_picture
@@ -106,6 +111,10 @@ _WHERE = {
         *("RandomCAM", "FinerCAM", "RefineCAM", "SESS", "FullGrad", "SimpleFullGrad", "SmoothFullGrad"),
     ),
     "fastcam.methods.many": ("explain",),
+    "fastcam.dataset.attribute": ("attribute_dataset",),
+    "fastcam.dataset.maps": ("open_maps", "Maps"),
+    "fastcam.dataset.sources": ("ImageFiles",),
+    "fastcam.dataset.map_batches": ("MapBatches",),
     "fastcam.methods.factorization": ("DeepFeatureFactorization", "dff", "run_dff_on_image"),
     "fastcam.visualize.edges": ("sobel_cam",),
     "fastcam.visualize.dreams": ("deep_dream", "Dream"),

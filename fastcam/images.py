@@ -58,6 +58,15 @@ class Preprocess:
 
     def __call__(self, path: str | os.PathLike[str] | Image.Image) -> tuple[Tensor, Tensor]:
         """The model's input `(k, h, w)` and the picture it saw `(k, h, w)` in [0, 1], k = the length of `mean`."""
+        picture = _in_unit_range(self.pixels(path))
+        return _normalize(picture, self.mean, self.std), picture
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """The model's inputs for uint8 pixels `(..., k, h, w)`, on their device: the very numbers of a call."""
+        return _normalize(_in_unit_range(pixels), self.mean, self.std)
+
+    def pixels(self, path: str | os.PathLike[str] | Image.Image) -> Tensor:
+        """The picture that the model sees, uint8 `(k, h, w)`."""
         from PIL import Image
 
         image = path if isinstance(path, Image.Image) else open_image(path, len(self.mean))
@@ -67,8 +76,7 @@ class Preprocess:
         if self.crop is not None:
             left, top = (round((side - self.crop) / 2) for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
-        picture = _tensor(image)
-        return _normalize(picture, self.mean, self.std), picture
+        return _pixels(image)
 
     def for_channels(self, channels: int) -> Preprocess:
         """The same for models with 1 input channel: the mean over the three channels' statistics."""
@@ -286,5 +294,14 @@ def as_image(picture: Any) -> Image.Image:
 
 
 def _tensor(image: Image.Image) -> Tensor:
-    pixels = np.asarray(image, dtype=np.float32) / 255
+    return _in_unit_range(_pixels(image))
+
+
+def _in_unit_range(pixels: Tensor) -> Tensor:
+    """uint8 divided by 255: by a tensor, as a GPU would multiply with the reciprocal of a number."""
+    return pixels.float() / torch.full((), 255.0, device=pixels.device)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    pixels = np.array(image)
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).movedim(-1, 0).contiguous()

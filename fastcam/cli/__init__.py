@@ -1,4 +1,4 @@
-"""The `fastcam` command: explain images, look inside a network, list its layers, run the demo."""
+"""The `fastcam` command: explain images or whole data sets, look inside a network, list its layers, run the demo."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Sequence
 
 import fastcam
-from fastcam.cli import demo, explain, inside, layers
+from fastcam.cli import demo, explain, inside, layers, run
 from fastcam.cli.arguments import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 0, 1 if some images failed, 2 for wrong arguments, 130 for Ctrl-C."""
+    """Run the command; the exit status: 0, 1 if some images failed, 2 for wrong arguments or a full disk, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastcam", description="See what a vision network looks at.")
     parser.add_argument("--version", action="version", version=f"fastcam {fastcam.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (explain, inside, layers, demo):
+    for group in (explain, run, inside, layers, demo):
         group.add_to(commands)
     return parser
 

@@ -19,6 +19,7 @@ from fastcam import ops
 from fastcam.batches import free_memory, is_out_of_memory
 from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import default_layer, find_layers, image_channel_dim, layer_name
+from fastcam.methods.fusion import FUSIONS
 from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, find_logits, part_of, per_image, scores
 from fastcam.tokens import Layout, layout_of
@@ -34,6 +35,7 @@ class BaseCAM:
 
     uses_gradients = True
     class_discriminative = True  # whether the map depends on the target
+    fusion = "mean"  # of the layers' low maps to a finished one, a name in `FUSIONS`
 
     def __init__(
         self,
@@ -132,6 +134,26 @@ class BaseCAM:
             complete=self.class_discriminative,
         )
 
+    def signed_maps(
+        self,
+        input_tensor: Any,
+        targets: Targets = None,
+        *,
+        eigen_smooth: bool = False,
+        forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Tensor]:
+        """Of each layer the signed low map `(B, *S)`, `(B, T, *S)` for targets `(B, T)`; `outputs` are there too.
+
+        `FUSIONS[self.fusion]` makes of them what a call gives. Arguments as in a call.
+        """
+        x = inputs_of(input_tensor, forward_kwargs)
+        options = {"eigen_smooth": eigen_smooth, "normalize": False, "size": None, "complete": True, "fused": False}
+        return self._maps(x, self._layers(x), targets, **options)
+
+    def layer_names(self, input_tensor: Any) -> list[str]:
+        """The names of the layers that are looked at: those given, or the one found for such inputs."""
+        return [layer_name(self.model, layer) for layer in self._layers(inputs_of(input_tensor))]
+
     def __repr__(self) -> str:
         layers = None if self.target_layers is None else [layer_name(self.model, m) for m in self.target_layers]
         return f"{type(self).__name__}({type(self.model).__name__}, {layers})"
@@ -155,7 +177,7 @@ class BaseCAM:
                     "attribute(..., size=...) gives maps that differ from the image in rank at a size of theirs"
                 )
         if normalize and size is not None:
-            return [ops.finish(lows, size, self.interpolation)]
+            return [FUSIONS[self.fusion](lows, size, self.interpolation)]
         maps = [low.sum(1) for low in lows]
         if normalize:
             maps = [ops.min_max(m.relu()) for m in maps]
@@ -230,9 +252,12 @@ class BaseCAM:
     ) -> Tensor | list[Tensor]:
         x = inputs_of(given, forward_kwargs)
         options["size"] = map_size(unwrap(self.model), options["size"], x)
-        layers = self.target_layers if self.target_layers is not None else [default_layer(self.model, x)]
+        layers = self._layers(x)
         maps = (self._smoothed if aug_smooth else self._maps)(x, layers, targets, **options)
         return maps[0] if len(maps) == 1 else maps
+
+    def _layers(self, x: Inputs) -> Sequence[nn.Module]:
+        return self.target_layers if self.target_layers is not None else [default_layer(self.model, x)]
 
     def _smoothed(self, x: Inputs, layers: Sequence[nn.Module], targets: Targets, **options: Any) -> list[Tensor]:
         """The mean of the maps over the image and its mirror, each at three contrasts."""
@@ -292,13 +317,14 @@ class BaseCAM:
         normalize: bool,
         size: Sequence[int] | None,
         complete: bool,
+        fused: bool = True,
     ) -> list[Tensor]:
         with self.recorded(x, layers, complete) as run:
             run.first = first
             logits = find_logits(run.output)
             self.outputs = None if logits is None else logits.detach()
             lows = self.low_maps(run, targets, eigen_smooth)
-            maps = self.finished(lows, normalize, size)
+            maps = self.finished(lows, normalize, size) if fused else [low.sum(1) for low in lows]
         T = per_image(targets)
         return maps if T is None else [per_target(m, len(x), T) for m in maps]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastcam import ops
 from fastcam.inputs import Inputs
 from fastcam.methods.base import BaseCAM
+from fastcam.methods.fusion import product, product_of_maps
 from fastcam.methods.gradient import GradCAM, GradCAMPlusPlus
 from fastcam.model_targets import FinerWeightedTarget
 from fastcam.record import Run
@@ -166,6 +167,8 @@ class RefineCAM(CombinedCAM):
     (2, 8, 8)
     """
 
+    fusion = "product"
+
     def __init__(
         self,
         model: nn.Module,
@@ -190,5 +193,4 @@ class RefineCAM(CombinedCAM):
 
     def finished(self, lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
         size = max((low.shape[2:] for low in lows), key=torch.Size.numel) if size is None else size
-        product = torch.stack([ops.finish([low], size, self.interpolation) for low in lows]).prod(0)
-        return [ops.min_max(product) if normalize else product]
+        return [(product if normalize else product_of_maps)(lows, size, self.interpolation)]

@@ -13,6 +13,7 @@ from fastcam import ops
 from fastcam.full_gradients import FullGradientRun, full_gradients
 from fastcam.inputs import Inputs
 from fastcam.methods.base import BaseCAM, warn
+from fastcam.methods.fusion import resized, scaled_once
 from fastcam.record import Run, record, unwrap
 from fastcam.targets import Targets, are_callables, class_indices, logits_of, scores
 
@@ -39,6 +40,7 @@ class FullGrad(BaseCAM):
     """
 
     rescale = "channel"  # unless the constructor is told
+    fusion = "scaled once"
 
     def __init__(
         self,
@@ -80,10 +82,9 @@ class FullGrad(BaseCAM):
         return [torch.stack(maps, 1).flatten(0, 1).unsqueeze(1)]
 
     def finished(self, lows: Sequence[Tensor], normalize: bool, size: Sequence[int] | None) -> list[Tensor]:
-        """The map at a size, the input's for None. It is scaled once: a second time would blow up one close to 0."""
-        maps = lows[0].sum(1)
-        maps = maps if size is None else self._resized(maps, size)
-        return [ops.min_max(maps) if normalize else maps]
+        """The map at a size, the input's for None."""
+        size = lows[0].shape[2:] if size is None else size
+        return [scaled_once(lows, size, self.interpolation) if normalize else self._resized(lows[0].sum(1), size)]
 
     def _map(self, run: FullGradientRun, column: Tensor, eigen_smooth: bool, keep_graph: bool) -> Tensor:
         """The map `(B, *S)` of one target per image. A layer's gradient is reduced while the backward pass goes on."""
@@ -151,7 +152,7 @@ class FullGrad(BaseCAM):
         return self._resized(ops.min_max(ops.principal_component(small, self.sign).sum(1)), size)
 
     def _resized(self, maps: Tensor, size: Sequence[int]) -> Tensor:
-        return maps if maps.shape[1:] == torch.Size(size) else ops.resize(maps, size, self.interpolation)
+        return resized(maps, size, self.interpolation)
 
     def _all_resized(self, maps: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
         """Maps `(B, *s)` at one size, in their order; those of one size together."""

@@ -1,0 +1,150 @@
+"""Who works on which shard: a file a claim, on a file system that all workers share, and nothing else between them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from fastcam.dataset.whole_files import TEMPORARY
+
+_BEATS = 4  # heartbeats in the time after which a silent worker counts as lost
+
+
+class Claims:
+    """The claims of one worker, as long as this block lasts.
+
+    The worker touches a file of its own, its heartbeat. A claim of one whose heartbeat is older than `expiry` seconds,
+    by the clock of the file system, is anyone's, as is at once that of a process of this machine that is gone. Two
+    workers on one shard, after a pause of the first, do no harm: they write the same bytes under the same name.
+    """
+
+    def __init__(self, folder: Path, expiry: float = 60.0) -> None:
+        """The folder of the claims, made if need be; what it is for is the caller's."""
+        if not expiry > 0:
+            raise ValueError(f"claim_expiry must be more than 0 seconds, got {expiry}")
+        self.folder, self.expiry = folder, expiry
+        self.token = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def __enter__(self) -> Claims:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._beat()
+        self._beating = threading.Thread(target=self._keep_beating, name="fastcam-heartbeat", daemon=True)
+        self._beating.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Give back what is still claimed."""
+        self._stop.set()
+        if self._beating is not None:
+            self._beating.join()
+        for path in list(self.folder.glob("*.claim")):
+            if _owner(path) == self.token:
+                path.unlink(missing_ok=True)
+        self._heartbeat(self.token).unlink(missing_ok=True)
+        with suppress(OSError):  # another worker's claims are in it
+            self.folder.rmdir()
+
+    def take(self, name: str) -> bool:
+        """Whether the shard is this worker's from now on."""
+        path = self._path(name)
+        for _ in range(2):
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                if not self._taken_from_lost(path):
+                    return False
+                continue
+            with os.fdopen(handle, "w") as file:
+                file.write(self.token)
+            return True
+        return False
+
+    def release(self, name: str) -> None:
+        """The shard is done, or given up."""
+        path = self._path(name)
+        if _owner(path) == self.token:
+            path.unlink(missing_ok=True)
+
+    def is_lost(self, token: str) -> bool:
+        """Whether the worker of this token has stopped without a word."""
+        host, process, _ = token.rsplit("-", 2)
+        return host == _host() and not _runs(int(process)) or self._silent(self._heartbeat(token))
+
+    def tidy(self, folder: Path) -> None:
+        """Remove the heartbeats of lost workers, and what they left unfinished in a folder."""
+        for heartbeat in list(self.folder.glob("*.alive")):
+            if self.is_lost(heartbeat.stem):
+                heartbeat.unlink(missing_ok=True)
+        for path in list(folder.glob(f".*{TEMPORARY}")):
+            if self.is_lost(path.name.split(".")[-2]):
+                path.unlink(missing_ok=True)
+
+    def _taken_from_lost(self, path: Path) -> bool:
+        """Remove the claim of a worker that is lost; whether this worker was the one that removed it."""
+        owner = _owner(path)
+        if owner is None:
+            return True  # released in the meantime
+        if not (self.is_lost(owner) if owner else self._silent(path)):  # without an owner: it is being written
+            return False
+        aside = path.with_name(f"{path.name}.{self.token}")
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return False
+        if _owner(aside) != owner:  # the claim of one that was faster
+            with suppress(OSError):
+                os.link(aside, path)
+            aside.unlink()
+            return False
+        aside.unlink()
+        return True
+
+    def _silent(self, path: Path) -> bool:
+        try:
+            last = path.stat().st_mtime
+        except FileNotFoundError:
+            return True
+        self._beat()
+        return self._heartbeat(self.token).stat().st_mtime - last > self.expiry
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(self.expiry / _BEATS):
+            with suppress(OSError):  # a full disk, say, which the writer of the shards reports
+                self._beat()
+
+    def _beat(self) -> None:
+        self._heartbeat(self.token).touch()
+
+    def _heartbeat(self, token: str) -> Path:
+        return self.folder / f"{token}.alive"
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.claim"
+
+
+def _owner(claim: Path) -> str | None:
+    """The token in a claim; None if there is none any more."""
+    try:
+        return claim.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "_")  # a token has no dot
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

@@ -1,0 +1,220 @@
+"""Batches through the method: on the way to the device and back while it computes, smaller where memory is short."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastcam.batches import check_count, free_memory, is_out_of_memory
+from fastcam.dataset.shards import Failure, Sample
+from fastcam.dataset.sources import Batch, said
+from fastcam.methods import BaseCAM
+from fastcam.targets import find_logits, scores
+
+_BATCH = {"cpu": 16}  # elsewhere 128
+_OF_THE_DEVICE = getattr(torch, "AcceleratorError", ())  # after which nothing runs any more
+
+
+@dataclass
+class Rows:
+    """What the device gave for some images of a batch, on its way to the CPU."""
+
+    indices: list[int]
+    size: tuple[int, ...]
+    maps: Sequence[Tensor]
+    records: Tensor  # float64: explained class, predicted class, score
+    arrived: Any = None  # a CUDA event
+
+    def wait(self) -> None:
+        """Until they are there."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+
+    def found(self, names: Sequence[str] | None) -> tuple[list[Sample], list[Failure]]:
+        """Each image's, or that its map is not a number."""
+        maps, records = [m.numpy() for m in self.maps], self.records.tolist()
+        samples, failures = [], []
+        for i, index in enumerate(self.indices):
+            of_layers = [m[i] for m in maps]
+            if all(np.isfinite(m).all() for m in of_layers):
+                target, predicted, score = records[i]
+                samples.append(Sample(index, int(target), int(predicted), score, self.size, of_layers))
+            else:
+                reason = "its map is not a number: the model's activations or gradients overflow"
+                failures.append(Failure(index, names[index] if names else None, reason))
+        return samples, failures
+
+
+@dataclass
+class Explained:
+    """A batch, explained."""
+
+    rows: list[Rows]
+    failures: list[Failure]
+    batch_size: int
+
+
+@dataclass
+class Explainer:
+    """A method with its targets.
+
+    targets      "predicted", "label", a class index, or a callable from an image's output to a scalar
+    full         finished maps at the image's size in place of each layer's signed low map
+    inputs       from what the data set holds to what the model takes, on the device
+    names        of the samples, for what is said of them
+    given_size   images at once, None for 16 on a CPU and 128 elsewhere; `batch_size` is halved when memory is short
+    """
+
+    cam: BaseCAM
+    targets: str | int | Callable[[Any], Tensor]
+    full: bool
+    options: dict[str, Any]
+    inputs: Callable[[Tensor], Tensor]
+    names: Sequence[str] | None
+    given_size: int | None = None
+    _succeeded: bool = False
+
+    def __post_init__(self) -> None:
+        self.device = device_of(self.cam.model)
+        size = _BATCH.get(self.device.type, 128) if self.given_size is None else self.given_size
+        self.batch_size = check_count("batch_size", size)
+
+    def copied_ahead(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Tensor]]]:
+        """Each batch with its groups' tensors on the device; on a GPU the next is on its way meanwhile."""
+        if self.device.type != "cuda":
+            for batch in batches:
+                yield batch, [group.x.to(self.device) for group in batch.groups]
+            return
+        stream = torch.cuda.Stream(self.device)
+        waiting: tuple[Batch, list[Tensor], torch.cuda.Event] | None = None
+        for batch in batches:
+            with torch.cuda.stream(stream):
+                copies = [group.x.to(self.device, non_blocking=True) for group in batch.groups]
+                event = torch.cuda.Event()
+                event.record(stream)
+            if waiting is not None:
+                yield self._ready(*waiting)
+            waiting = batch, copies, event
+        if waiting is not None:
+            yield self._ready(*waiting)
+
+    def _ready(self, batch: Batch, copies: list[Tensor], event: Any) -> tuple[Batch, list[Tensor]]:
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(event)
+        for copy in copies:
+            copy.record_stream(current)
+        return batch, copies
+
+    def explain(self, batch: Batch, copies: Sequence[Tensor]) -> Explained:
+        """Maps and records of a batch; images that the model rejects are found one by one.
+
+        RuntimeError if it rejects all of the first images: then not they are to blame.
+        """
+        rows: list[Rows] = []
+        failures = list(batch.failures)
+        for group, x in zip(batch.groups, copies, strict=True):
+            found = self._in_parts(group.indices, group.labels, x, failures)
+            rows += found
+        rejected = len(failures) - len(batch.failures)
+        if rejected > 1 and not rows and not self._succeeded:
+            raise RuntimeError(f"the model takes none of the first {rejected} images: {failures[-1].reason}")
+        self._succeeded = self._succeeded or bool(rows)
+        return Explained(rows, failures, self.batch_size)
+
+    def _in_parts(self, indices: list[int], labels: list[int], x: Tensor, failures: list[Failure]) -> list[Rows]:
+        found = []
+        parts = [(0, len(indices))]
+        while parts:
+            start, stop = parts.pop(0)
+            if stop - start > self.batch_size:
+                parts = [(i, min(i + self.batch_size, stop)) for i in range(start, stop, self.batch_size)] + parts
+                continue
+            answer = self._unless_it_fails(indices[start:stop], labels[start:stop], x[start:stop])
+            if isinstance(answer, Rows):
+                found.append(answer)
+            elif stop - start == 1:
+                index = indices[start]
+                failures.append(Failure(index, self.names[index] if self.names else None, answer))
+            else:
+                middle = (start + stop + 1) // 2
+                parts = [(start, middle), (middle, stop), *parts]
+        return found
+
+    def _unless_it_fails(self, indices: list[int], labels: list[int], x: Tensor) -> Rows | str:
+        """What is found for these images, or why not. Short memory makes batches smaller from here on."""
+        try:
+            return self._rows(indices, labels, x)
+        except _OF_THE_DEVICE:
+            raise
+        except Exception as error:  # whatever a model raises
+            reason = said(error)
+            short = isinstance(error, RuntimeError) and is_out_of_memory(error)
+        if short:
+            self.batch_size = max(1, len(indices) // 2)
+            free_memory()
+        return reason
+
+    def _rows(self, indices: list[int], labels: list[int], x: Tensor) -> Rows:
+        targets = self._targets(labels)
+        x = self.inputs(x)
+        if self.full:
+            maps = [self.cam.attribute(x, targets, **self.options)]
+        else:
+            maps = self.cam.signed_maps(x, targets, **self.options)
+        size = tuple(x.shape[2:])
+        return self._on_the_way(Rows(indices, size, [m.float() for m in maps], records(self.cam, targets, len(x))))
+
+    def _targets(self, labels: list[int]) -> Any:
+        if self.targets == "predicted":
+            return None
+        if self.targets == "label":
+            if min(labels) < 0:
+                raise ValueError("it has no label, and targets are labels")
+            return labels
+        return self.targets
+
+    def _on_the_way(self, rows: Rows) -> Rows:
+        if self.device.type != "cuda":
+            rows.maps, rows.records = [m.cpu() for m in rows.maps], rows.records.cpu()
+            return rows
+        rows.maps, rows.records = [_to_pinned(m) for m in rows.maps], _to_pinned(rows.records)
+        rows.arrived = torch.cuda.Event()
+        rows.arrived.record(torch.cuda.current_stream(self.device))
+        return rows
+
+
+def _to_pinned(t: Tensor) -> Tensor:
+    return torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+def records(cam: BaseCAM, targets: Any, images: int) -> Tensor:
+    """Of the last call, fp64 `(B, 3)`: explained class, predicted class and score; -1, -1 and NaN where there is none.
+
+    The score is the probability of the explained class, or the value of a callable.
+    """
+    logits = find_logits(cam.outputs)
+    found = torch.full((images, 3), -1.0, dtype=torch.float64, device=device_of(cam.model))
+    found[:, 2] = math.nan
+    if logits is None:
+        return found
+    if callable(targets):
+        found[:, 2] = scores(logits, targets, images).detach()
+    if logits.ndim != 2:
+        return found
+    found[:, 1] = logits.argmax(1)
+    if callable(targets) or not cam.class_discriminative:
+        return found
+    found[:, 0] = found[:, 1] if targets is None else torch.as_tensor(targets, device=logits.device).expand(images)
+    found[:, 2] = logits.double().softmax(1).gather(1, found[:, :1].long()).squeeze(1)
+    return found

@@ -1,0 +1,83 @@
+"""A method as a function of a batch of arrays, for frameworks that bring their own data and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcam.dataset.explaining import device_of, records
+from fastcam.methods import BaseCAM
+from fastcam.methods.fusion import FUSIONS
+
+
+class MapBatches:
+    """`batch -> batch with maps`, as Ray Data's `map_batches` and others want it: `data.map_batches(MapBatches(...))`.
+
+    It can be pickled and keeps nothing of a batch. The model is made once in each process, on its first batch.
+
+    make        gives the method, `GradCAM(model, layers)` say: a function at the top of a module
+    image       the column of the inputs, `(B, k, H, W)`, as the model takes them
+    label       the column of the classes to explain; None for the predicted ones
+    size        of the maps: None for finished maps at the layer's size, "input" for the image's, or `(H, W)`
+    normalize   False for signed maps
+    device      None for a GPU if there is one
+    A call returns the columns but for the inputs, and `map`, fp32, `predicted` and `score`, the probability of the
+    explained class. ValueError for a column that is not there, and for signed maps of several layers.
+
+    >>> from torch import nn
+    >>> def make():
+    ...     return fastcam.GradCAM(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), "0")
+    >>> batch = MapBatches(make, device="cpu")({"image": np.random.rand(2, 1, 8, 8).astype(np.float32)})
+    >>> {name: column.shape for name, column in batch.items()}
+    {'map': (2, 6, 6), 'predicted': (2,), 'score': (2,)}
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], BaseCAM],
+        image: str = "image",
+        label: str | None = None,
+        size: Any = None,
+        normalize: bool = True,
+        device: str | None = None,
+    ) -> None:
+        self.make, self.image, self.label = make, image, label
+        self.size, self.normalize, self.device = size, normalize, device
+        self._cam: BaseCAM | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_cam": None}
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        for name in (self.image, *([] if self.label is None else [self.label])):
+            if name not in batch:
+                raise ValueError(f"the batch has no column {name!r}: it has {', '.join(batch)}")
+        if self._cam is None:
+            self._cam = self._made()
+        cam, device = self._cam, device_of(self._cam.model)
+        x = torch.as_tensor(np.ascontiguousarray(batch[self.image])).to(device)
+        targets = None if self.label is None else [int(c) for c in batch[self.label]]
+        lows = cam.signed_maps(x, targets)
+        _, predicted, score = records(cam, targets, len(x)).unbind(1)
+        found = {"map": self._finished(cam, lows, x), "predicted": predicted.long(), "score": score.float()}
+        kept = {name: column for name, column in batch.items() if name != self.image}
+        return {**kept, **{name: column.cpu().numpy() for name, column in found.items()}}
+
+    def _made(self) -> BaseCAM:
+        cam = self.make()
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        cam.model.to(device)
+        return cam
+
+    def _finished(self, cam: BaseCAM, lows: Sequence[Tensor], x: Tensor) -> Tensor:
+        if not self.normalize and self.size is None and len(lows) == 1:
+            return lows[0].float()
+        if not self.normalize:
+            raise ValueError("signed maps are those of one layer, at its size: leave size None, or normalize=True")
+        size = x.shape[2:] if self.size == "input" else self.size
+        size = max((low.shape[1:] for low in lows), key=torch.Size.numel) if size is None else size
+        return FUSIONS[cam.fusion]([low.unsqueeze(1) for low in lows], size, cam.interpolation).float()

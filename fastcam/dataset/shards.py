@@ -1,0 +1,145 @@
+"""A shard: the maps of consecutive samples in one file, as small as their precision allows.
+
+The file is an uncompressed .npz that numpy opens: for layer l `maps_l` and `scale_l`, `offset_l`, `range_l`, of which
+
+    map = offset + scale * stored,   range = (min, max) of the map before it was stored
+
+beside `index`, `class`, `predicted`, `score` and `size`, one for each image, and `meta`, JSON in UTF-8: the paths, the
+samples that could not be explained, and where the shard lies. Maps that differ in size are stored end to end, with
+their sizes in `shape_l`.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+STORED = {"fp16": np.float16, "uint8": np.uint8, "fp32": np.float32}
+_LEVELS = 255
+Array = np.ndarray
+
+
+@dataclass
+class Sample:
+    """One explained image: its place in the data set, what was explained, and each layer's map."""
+
+    index: int
+    target: int  # the explained class, -1 for none
+    predicted: int
+    score: float  # the probability of the explained class; of a callable target its value
+    size: tuple[int, ...]  # of the image
+    maps: Sequence[Array]
+
+
+@dataclass
+class Failure:
+    """A sample that has no map, and why."""
+
+    index: int
+    path: str | None
+    reason: str
+
+
+@dataclass
+class Shard:
+    """Samples start to stop of a data set, in their order, as far as they could be explained."""
+
+    number: int
+    start: int
+    stop: int
+    samples: list[Sample] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    batch_size: int = 0  # the smallest that memory made of the one asked for
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.samples) + len(self.failures) == self.stop - self.start
+
+    def write(self, file: BinaryIO, store: str, paths: Mapping[int, str]) -> None:
+        """Into a file; the same samples give the same bytes."""
+        samples = sorted(self.samples, key=lambda s: s.index)
+        failures = [vars(f) for f in sorted(self.failures, key=lambda f: f.index)]
+        meta = {"shard": self.number, "start": self.start, "stop": self.stop, "batch_size": self.batch_size}
+        meta |= {"paths": [paths.get(s.index) for s in samples], "failed": failures}
+        arrays = {
+            "index": np.array([s.index for s in samples], np.int64),
+            "class": np.array([s.target for s in samples], np.int64),
+            "predicted": np.array([s.predicted for s in samples], np.int64),
+            "score": np.array([s.score for s in samples], np.float32),
+            "size": np.array([s.size for s in samples], np.int32),
+            "meta": np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8),
+        }
+        for layer in range(len(samples[0].maps) if samples else 0):
+            found = stored([s.maps[layer] for s in samples], store)
+            arrays |= {f"{name}_{layer}": array for name, array in found.items()}
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def stored(maps: Sequence[Array], store: str) -> dict[str, Array]:
+    """Maps in the numbers of a shard.
+
+    fp16    multiples of a power of two above 0 or, where no value is negative, above the smallest: off by at most 2^-11
+            of the largest of them
+    uint8   255 steps from the smallest value to the largest: off by at most 1 / 510 of the span
+    fp32    the values themselves
+    """
+    low, high = (np.array([extreme(m) for m in maps], np.float32) for extreme in (np.min, np.max))
+    if store == "uint8":
+        offset, scale = low, (high - low) / np.float32(_LEVELS)
+    elif store == "fp16":
+        offset = np.where(low >= 0, low, np.float32(0))
+        scale = np.ldexp(np.float32(1), np.frexp(np.maximum(high - offset, -low))[1])
+    else:
+        offset, scale = np.zeros_like(low), np.ones_like(low)
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    numbers = [((m - o) / s if store != "fp32" else m) for m, o, s in zip(maps, offset, scale, strict=True)]
+    numbers = [np.rint(n) if store == "uint8" else n for n in numbers]
+    numbers = [n.astype(STORED[store]) for n in numbers]
+    found = {"offset": offset, "scale": scale, "range": np.stack([low, high], 1)}
+    if len({n.shape for n in numbers}) == 1:
+        return {"maps": np.stack(numbers), **found}
+    shapes = np.array([n.shape for n in numbers], np.int32)
+    return {"maps": np.concatenate([n.ravel() for n in numbers]), "shape": shapes, **found}
+
+
+class StoredShard:
+    """A shard on disk. ValueError, naming the file, unless it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with np.load(path) as file:
+                self._members = set(file.files)
+                self.meta: dict[str, Any] = json.loads(bytes(file["meta"]))
+                self.records = {name: file[name] for name in ("index", "class", "predicted", "score", "size")}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{path} is no whole shard of maps ({error}): remove it and run again") from error
+        self.layers = sum(name.startswith("maps_") for name in self._members)
+
+    def __len__(self) -> int:
+        return len(self.records["index"])
+
+    def maps(self, layer: int) -> list[Array]:
+        """The signed maps of a layer as fp32, one for each image."""
+        with np.load(self.path) as file:
+            numbers, offset, scale = (file[f"{name}_{layer}"] for name in ("maps", "offset", "scale"))
+            shapes = file[f"shape_{layer}"] if f"shape_{layer}" in self._members else None
+        if shapes is not None:
+            ends = np.cumsum(shapes.prod(1))
+            numbers = [n.reshape(s) for n, s in zip(np.split(numbers, ends[:-1]), shapes, strict=True)]
+        return [o + s * n.astype(np.float32) for n, o, s in zip(numbers, offset, scale, strict=True)]
+
+    def verify(self) -> None:
+        """Read it all, and compare with the check sums of the file; ValueError if it was damaged."""
+        with zipfile.ZipFile(self.path) as file:
+            damaged = file.testzip()
+        if damaged is not None:
+            raise ValueError(f"{self.path} is damaged in {damaged}: remove it and run again")

@@ -1,0 +1,223 @@
+"""What there is to explain: image files, or any data set of PyTorch's with a length."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from fastcam.dataset.manifest import fingerprint, plain
+from fastcam.dataset.shards import Failure
+from fastcam.images import SUFFIXES, Preprocess, find_images
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Image files as a data set of `(pixels, label)`: uint8 `(k, h, w)`, resized and cropped, and -1 for no label.
+
+    `inputs(pixels)` makes of a batch, on whatever device, what the model takes: a file is decoded where it is read, and
+    a quarter of the bytes travel.
+
+    source       a folder, whose image files are taken with those below it, their labels being the places of its
+                 sub-folders among them all, sorted; or a text file with a path a line, beside the file if not absolute,
+                 and after a tab the class index; or one image
+    preprocess   how an image becomes pixels and input
+    skip         a folder below `source` that is left out, of results say
+    Raises ValueError where there is no image, or a line's class is no number.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        preprocess: Preprocess | None = None,
+        skip: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.source, self.preprocess = Path(source), preprocess or Preprocess()
+        if self.source.is_dir() or self.source.suffix.lower() in SUFFIXES:
+            self.paths = find_images([self.source], Path(skip) if skip is not None else self.source / "\0")
+            self.root = self.source if self.source.is_dir() else self.source.parent
+            self.labels = _labels_of_folders([p.relative_to(self.root) for p in self.paths])
+        else:
+            self.root = self.source.parent
+            self.paths, self.labels = _listed(self.source)
+        self.names = [
+            p.relative_to(self.root).as_posix() if p.is_relative_to(self.root) else str(p) for p in self.paths
+        ]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.preprocess.pixels(self.paths[index]), self.labels[index]
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """The model's inputs for a batch of pixels `(B, k, h, w)`."""
+        return self.preprocess.normalized(pixels)
+
+    def described(self) -> dict[str, Any]:
+        """For a manifest: how many, which, and how they are made into inputs."""
+        listed = (f"{n}\0{_size(p)}\0{c}" for n, p, c in zip(self.names, self.paths, self.labels, strict=True))
+        return {
+            "samples": len(self),
+            "fingerprint": fingerprint(list(listed)),
+            "preprocess": plain(asdict(self.preprocess)),
+        }
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it is reported when it is to be read
+        return -1
+
+
+def _labels_of_folders(paths: Sequence[Path]) -> list[int]:
+    """ImageFolder's: the place of the first folder of each path among all of them."""
+    folders = sorted({p.parts[0] for p in paths if len(p.parts) > 1})
+    places = {name: place for place, name in enumerate(folders)}
+    return [places[p.parts[0]] if len(p.parts) > 1 else -1 for p in paths]
+
+
+def _listed(source: Path) -> tuple[list[Path], list[int]]:
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ValueError(f"no file or folder {source}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} is neither a folder, nor an image, nor a list of paths: {error}") from error
+    paths, labels = [], []
+    for number, line in enumerate(lines, 1):
+        name, tab, label = line.partition("\t")
+        if not name.strip():
+            continue
+        if tab and not label.strip().isdecimal():
+            raise ValueError(f"{source}, line {number}: the class must be an index, got {label!r}")
+        paths.append(source.parent / name)
+        labels.append(int(label) if tab else -1)
+    if not paths:
+        raise ValueError(f"no image in list {source}")
+    return paths, labels
+
+
+def check_dataset(dataset: Any) -> int:
+    """The length of a data set that can be asked for any of its samples; TypeError for another, ValueError if empty."""
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(f"dataset must have __len__ and __getitem__, got {type(dataset).__name__}")
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty")
+    return len(dataset)
+
+
+def described_dataset(dataset: Any) -> dict[str, Any]:
+    """For a manifest; of a data set that is neither files nor tensors, nor lists its samples, class and length only."""
+    if isinstance(dataset, ImageFiles):
+        return dataset.described()
+    found: dict[str, Any] = {"class": type(dataset).__qualname__, "samples": len(dataset)}
+    if isinstance(dataset, TensorDataset):
+        found["fingerprint"] = fingerprint(list(dataset.tensors))
+    elif (listed := getattr(dataset, "samples", None)) is not None:  # torchvision's folders
+        found["fingerprint"] = fingerprint([repr(tuple(sample)) for sample in listed])
+    return found
+
+
+def names_of(dataset: Any) -> Sequence[str] | None:
+    """The path of each sample, if the data set tells."""
+    if isinstance(dataset, ImageFiles):
+        return dataset.names
+    listed = getattr(dataset, "samples", None)
+    if (
+        isinstance(listed, Sequence)
+        and len(listed) == len(dataset)
+        and all(isinstance(s, tuple | list) for s in listed)
+    ):
+        return [str(sample[0]) for sample in listed]
+    return None
+
+
+@dataclass
+class Group:
+    """Samples of one shape, to be explained together."""
+
+    indices: list[int]
+    labels: list[int]
+    x: Tensor
+
+
+@dataclass
+class Batch:
+    """What was read of consecutive samples, of one shard."""
+
+    indices: list[int]
+    groups: list[Group]
+    failures: list[Failure]
+
+    def pin_memory(self) -> Batch:
+        """DataLoader's way to ask for memory that a GPU reads while others work."""
+        for group in self.groups:
+            group.x = group.x.pin_memory()
+        return self
+
+
+class _Readable(Dataset[Any]):
+    """A data set of which a sample that cannot be read is a `Failure`."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self.names = dataset, names_of(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        try:
+            return index, self.dataset[index]
+        except Exception as error:  # whatever a decoder raises
+            name, reason = self.names[index] if self.names else None, said(error)
+            if isinstance(self.dataset, ImageFiles) and name is not None:  # where the files lie is not part of it
+                reason = reason.replace(str(self.dataset.paths[index]), name)
+            return index, Failure(index, name, reason)
+
+
+def said(error: Exception) -> str:
+    text = str(error).strip() or "no reason given"
+    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+
+
+def _collated(items: Sequence[tuple[int, Any]]) -> Batch:
+    groups: dict[Any, tuple[list[int], list[int], list[Tensor]]] = {}
+    failures = []
+    for index, item in items:
+        if isinstance(item, Failure):
+            failures.append(item)
+            continue
+        x, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, -1)
+        if not isinstance(x, Tensor):
+            got = f"{type(x).__name__}{' of ' + str(len(x)) if isinstance(x, tuple | list | Mapping) else ''}"
+            raise TypeError(f"a sample of the data set must be a tensor (k, H, W), or it and its class, got {got}")
+        indices, labels, xs = groups.setdefault((x.shape, x.dtype), ([], [], []))
+        indices.append(index)
+        labels.append(int(label))
+        xs.append(x)
+    found = [Group(indices, labels, torch.stack(xs)) for indices, labels, xs in groups.values()]
+    return Batch([index for index, _ in items], found, failures)
+
+
+def loader(dataset: Any, batches: Iterator[list[int]], workers: int, pin: bool) -> DataLoader[Any]:
+    """Reads what `batches` asks for, in its order; with workers, ahead."""
+    return DataLoader(
+        _Readable(dataset),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_collated,
+        pin_memory=pin,
+        worker_init_fn=_left_to_the_parent if workers else None,
+    )
+
+
+def _left_to_the_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent ends its workers

@@ -1,0 +1,143 @@
+"""One worker: shards claimed, read ahead, explained and written, each stage while the others go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from fastcam.dataset.claims import Claims
+from fastcam.dataset.explaining import Explained, Explainer
+from fastcam.dataset.shards import Shard, StoredShard
+from fastcam.dataset.stages import EXPLAINING, READING, Stages
+from fastcam.dataset.sources import Batch, loader, names_of
+from fastcam.dataset.writing import Writer
+
+_POLLS = 10  # in the time after which a lost worker's shards are taken over
+
+
+@dataclass
+class Plan:
+    """What is to be done, the same for all workers.
+
+    shard_size   samples of a shard; the last one has what is left
+    workers      processes that read
+    """
+
+    out: Path
+    samples: int
+    batch_size: int
+    shard_size: int
+    store: str
+    workers: int
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "shards"
+
+    @property
+    def shards(self) -> int:
+        return -(-self.samples // self.shard_size)
+
+    def shard(self, number: int) -> Shard:
+        start = number * self.shard_size
+        return Shard(number, start, min(self.samples, start + self.shard_size))
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.npz"
+
+    def is_done(self, number: int) -> bool:
+        """Whether the shard is there, whole, and the one of this place."""
+        try:
+            meta, shard = StoredShard(self.path(number)).meta, self.shard(number)
+        except (FileNotFoundError, ValueError):
+            return False
+        return (meta["shard"], meta["start"], meta["stop"]) == (shard.number, shard.start, shard.stop)
+
+
+@dataclass
+class Worker:
+    """Works on shards until all are there, its own and those of others.
+
+    rank, of    which of how many workers begins where
+    told        called with the number of images that were done since, and what is slowest or waited for
+    """
+
+    plan: Plan
+    dataset: Any
+    explainer: Explainer
+    claims: Claims
+    rank: int = 0
+    of: int = 1
+    told: Callable[[int, str], None] = lambda _, __: None
+    stages: Stages = field(default_factory=Stages)
+
+    def work(self) -> None:
+        """Raises what the writer met, a full disk say, and what is wrong with the model or the data set as a whole."""
+        first = self.plan.shards * self.rank // self.of
+        order = [*range(first, self.plan.shards), *range(first)]
+        self._open = {number for number in order if not self.plan.is_done(number)}
+        self.told(sum(self._length(n) for n in order if n not in self._open), "")
+        with Writer(self.plan, names_of(self.dataset), self.claims, self.stages) as writer:
+            while self._open:
+                worked = self._pass([n for n in order if n in self._open], writer)
+                writer.finish()
+                if not worked and self._open:
+                    time.sleep(min(1.0, self.claims.expiry / _POLLS))
+                    self.told(0, f"waiting for {len(self._open)} shards of other workers")
+                    self._forget_done()
+
+    def _pass(self, numbers: list[int], writer: Writer) -> bool:
+        """All that can be claimed now; whether that was anything."""
+        claimed = self._claimed(numbers)
+        first = next(claimed, None)
+        if first is None:
+            return False
+        on_gpu = self.explainer.device.type == "cuda"
+        batches = loader(self.dataset, chain([first], claimed), self.plan.workers, pin=on_gpu)
+        for batch, x in self.explainer.copied_ahead(self._read(batches)):
+            with self.stages.timed(EXPLAINING):
+                explained = self.explainer.explain(batch, x)
+            number = batch.indices[0] // self.plan.shard_size
+            last = batch.indices[-1] + 1 == self.plan.shard(number).stop
+            writer.put(number, explained, last)
+            if last:
+                self._open.discard(number)
+            self.told(len(batch.indices), f"slowest: {self.stages.slowest}")
+        return True
+
+    def _claimed(self, numbers: list[int]) -> Iterator[list[int]]:
+        """The indices of batches; a shard is claimed when its first batch is asked for."""
+        for number in numbers:
+            if number not in self._open or not self.claims.take(str(number)):
+                continue
+            if self.plan.is_done(number):  # since by another worker
+                self.claims.release(str(number))
+                self._open.discard(number)
+                self.told(self._length(number), "")
+                continue
+            shard, size = self.plan.shard(number), self.plan.batch_size
+            for start in range(shard.start, shard.stop, size):
+                yield list(range(start, min(start + size, shard.stop)))
+
+    def _read(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        waiting = iter(batches)
+        while True:
+            with self.stages.timed(READING):
+                batch = next(waiting, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _forget_done(self) -> None:
+        for number in sorted(self._open):
+            if self.plan.is_done(number):
+                self._open.discard(number)
+                self.told(self._length(number), "")
+
+    def _length(self, number: int) -> int:
+        shard = self.plan.shard(number)
+        return shard.stop - shard.start
