@@ -23,7 +23,12 @@ def export(maps: Maps, path: Path, size: Size) -> None:
 
 
 def _columns(maps: Maps, start: int, stop: int) -> dict[str, np.ndarray]:
-    names = {"index": maps.index, "class": maps.target, "predicted": maps.predicted, "score": maps.score}
+    names: dict[str, np.ndarray] = {
+        "index": maps.indices,
+        "class": maps.target,
+        "predicted": maps.predicted,
+        "score": maps.score,
+    }
     return {name: column[start:stop] for name, column in names.items()}
 
 

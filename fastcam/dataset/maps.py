@@ -37,7 +37,7 @@ class Maps(Sequence[np.ndarray]):
     `maps[i]` is what the method gave: fp32 `(H, W)` in [0, 1] at the image's size; `maps[i:j]` such maps in one array,
     or in a list where sizes differ. `low(i)` is the signed map in the method's own unit.
 
-    index, target, predicted, score   int64, int64, int64 and fp32, one for each image: its place in the data set, the
+    indices, target, predicted, score   int64, int64, int64 and fp32, one for each image: its place in the data set, the
             explained class, or -1, the predicted class, and the explained class' probability
     paths   of the images, None where the data set names none
     failed  index, path and reason of each sample without a map
@@ -61,17 +61,17 @@ class Maps(Sequence[np.ndarray]):
             name: np.concatenate([s.records[name] for s in self.shards])
             for name in ("index", "class", "predicted", "score")
         }
-        self.index, self.target = columns["index"], columns["class"]
+        self.indices, self.target = columns["index"], columns["class"]
         self.predicted, self.score = columns["predicted"], columns["score"]
         self.paths: list[str | None] = [path for s in self.shards for path in s.meta["paths"]]
         self.failed: list[dict[str, Any]] = [failure for s in self.shards for failure in s.meta["failed"]]
-        self.complete = len(self.index) + len(self.failed) == self.manifest["dataset"]["samples"]
+        self.complete = len(self.indices) + len(self.failed) == self.manifest["dataset"]["samples"]
         self._sizes = [tuple(size.tolist()) for s in self.shards for size in s.records["size"]]
         self._starts = np.cumsum([0, *map(len, self.shards)])
         self._held: dict[int, list[list[np.ndarray]]] = {}
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.indices)
 
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
@@ -92,7 +92,7 @@ class Maps(Sequence[np.ndarray]):
         return f"Maps({method}, {len(self)} of {total} images{failed})"
 
     def read(self, index: int, size: Size = "input") -> np.ndarray:
-        """A finished map in [0, 1], at the size of the image, `(H, W)`, or at another; the very size stored for None."""
+        """A finished map in [0, 1], at the size of the image, `(H, W)`, or another; for None at the size stored."""
         wanted = self._sizes[self._place(index)] if size == "input" else size
         lows, fusion = self._stored(index), self.manifest["method"]["fusion"]
         wanted = max((m.shape for m in lows), key=np.prod) if wanted is None else wanted
@@ -118,7 +118,7 @@ class Maps(Sequence[np.ndarray]):
         """What is known of an image beside its map."""
         place = self._place(index)
         return {
-            "index": int(self.index[place]),
+            "index": int(self.indices[place]),
             "path": self.paths[place],
             "class": int(self.target[place]),
             "predicted": int(self.predicted[place]),

@@ -211,7 +211,7 @@ def loader(dataset: Any, batches: Iterator[list[int]], workers: int, pin: bool) 
     """Reads what `batches` asks for, in its order; with workers, ahead."""
     return DataLoader(
         _Readable(dataset),
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collated,
         pin_memory=pin,

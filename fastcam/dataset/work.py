@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fastcam.dataset.claims import Claims
-from fastcam.dataset.explaining import Explained, Explainer
+from fastcam.dataset.explaining import Explainer
 from fastcam.dataset.shards import Shard, StoredShard
-from fastcam.dataset.stages import EXPLAINING, READING, Stages
 from fastcam.dataset.sources import Batch, loader, names_of
+from fastcam.dataset.stages import EXPLAINING, READING, Stages
 from fastcam.dataset.writing import Writer
 
 _POLLS = 10  # in the time after which a lost worker's shards are taken over

@@ -38,6 +38,8 @@ class SESS(CombinedCAM):
     has the input's size for `size=None` too.
     """
 
+    fusion = "scaled once"
+
     def __init__(
         self,
         model: nn.Module,
@@ -133,6 +135,7 @@ class SESS(CombinedCAM):
         normalize: bool,
         size: Sequence[int] | None,
         complete: bool,
+        fused: bool = True,
     ) -> list[Tensor]:
         x = inputs.image
         if x.ndim != 4 or not inputs.is_single:
