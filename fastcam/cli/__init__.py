@@ -13,7 +13,7 @@ from fastcam.cli.arguments import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its status: 0, 1 if some images failed, 2 for a wrong argument or a full disk, 130 for Ctrl-C."""
+    """Run the command; status 0, 1 if some images failed, 2 for a wrong argument or full disk, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: complain(f"warning: {message}")

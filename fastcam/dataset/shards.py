@@ -65,7 +65,12 @@ class Shard:
         """Into a file; the same samples give the same bytes."""
         samples = sorted(self.samples, key=lambda s: s.index)
         failures = [vars(f) for f in sorted(self.failures, key=lambda f: f.index)]
-        meta = {"shard": self.number, "start": self.start, "stop": self.stop, "batch_size": self.batch_size}
+        meta: dict[str, Any] = {
+            "shard": self.number,
+            "start": self.start,
+            "stop": self.stop,
+            "batch_size": self.batch_size,
+        }
         meta |= {"paths": [paths.get(s.index) for s in samples], "failed": failures}
         arrays = {
             "index": np.array([s.index for s in samples], np.int64),
