@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +77,11 @@ def _run(options: argparse.Namespace) -> int:
     if isinstance(options.target, int) and not cam.class_discriminative:
         warnings.warn(f"{options.method} does not depend on the class, --target is ignored", stacklevel=1)
         options.target = "predicted"
-    signal.signal(signal.SIGTERM, _interrupted)  # as Ctrl-C: claims are given back
-    maps = attribute_dataset(
-        cam,
-        images,
-        options.out,
-        options.target,
-        full=options.full,
-        store=options.store,
-        eigen_smooth=options.eigen_smooth,
-        aug_smooth=options.aug_smooth,
-        batch_size=options.batch_size,
-        shard_size=options.shard_size,
-        workers=options.workers,
-        claim_expiry=options.claim_expiry,
-        progress=os.environ.get("RANK", "0") == "0",
-    )
+    shared = ("full", "store", "eigen_smooth", "aug_smooth", "batch_size", "shard_size", "workers", "claim_expiry")
+    given = {name: getattr(options, name) for name in shared}
+    with _interrupted_when_terminated():
+        first = os.environ.get("RANK", "0") == "0"
+        maps = attribute_dataset(cam, images, options.out, options.target, **given, progress=first)
     return _told(maps, len(images), options.out)
 
 
@@ -124,8 +116,21 @@ def _own_device(given: str) -> torch.device:
     return device
 
 
-def _interrupted(*_: Any) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _interrupted_when_terminated() -> Iterator[None]:
+    """SIGTERM, with which schedulers stop a job, as Ctrl-C: claims are given back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _target(text: str) -> str | int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from fastcam.dataset.sources import ImageFiles, check_dataset, described_dataset
 from fastcam.dataset.work import Plan, Worker
 from fastcam.methods import BaseCAM
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RESULT = "manifest"  # the claim on the manifest's result
 Targets = str | int | Callable[[Any], Tensor]
 
@@ -100,9 +102,12 @@ def attribute_dataset(
         with _Bar(samples, progress) as bar:
             try:
                 Worker(plan, dataset, explainer, claims, rank, of, bar.told).work()
-            except BaseException:
+            except BaseException as error:
                 with suppress(OSError):
                     _add_result(plan, claims, patient=False)
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    hint = "the disk is full; what is written is whole, and the same call goes on from there"
+                    raise OSError(error.errno, hint, str(out)) from error
                 raise
         _add_result(plan, claims)
         claims.tidy(plan.folder)

@@ -221,3 +221,4 @@ def loader(dataset: Any, batches: Iterator[list[int]], workers: int, pin: bool) 
 
 def _left_to_the_parent(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
