@@ -120,18 +120,17 @@ def test_memory_is_that_of_another_process_and_its_workers(folder):
     assert found["images"] == [8] and found["process"][0] > 10**8 and found["workers"][0] > 10**7
 
 
-def cases_of(function, *arguments, device="cpu"):
+def cases_of(fixtures, *arguments, device="cpu"):
     given = []
     config = SimpleNamespace(stash={SETTINGS: replace(parse([*arguments]), device=device)})
-    metafunc = SimpleNamespace(
-        config=config, function=function, parametrize=lambda names, cases, ids: given.extend(cases)
-    )
+    told = {"config": config, "parametrize": lambda names, cases, ids: given.extend(cases)}
+    metafunc = SimpleNamespace(fixturenames=fixtures, **told)
     bench_dataset.pytest_generate_tests(metafunc)
     return given
 
 
 def test_the_cases_of_a_command_line():
-    both = bench_dataset.bench_throughput, bench_dataset.bench_resident_memory
+    both = ["benchmark", "row"], ["row"]  # fixtures of throughput and of resident memory
     assert parse(["dataset"]).cases == ("dataset",) and not parse(["dataset", "--images", "40"]).recorded
     assert [cases_of(f, "dataset") for f in both] == [[("resnet18", 16)]] * 2
     assert [cases_of(f, "dataset", device="cuda") for f in both] == [[("resnet50", 128)], []]
