@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ EARLY = 200  # images after which everything that is to be held is there
 _STATISTICS = Path("/proc/self/statm")
 KNOWN = _STATISTICS.exists()  # whether this system says
 _POINTS = 10
+_WINDOW = 5  # batches
 
 
 def measure(folder: Path, count: int, model: str, loading: Loading, threads: int) -> dict[str, Any]:
@@ -41,19 +44,15 @@ def measure(folder: Path, count: int, model: str, loading: Loading, threads: int
 def resident(folder: Path, count: int, model: str, loading: Loading, early: int = EARLY) -> dict[str, Any]:
     """Bytes resident after `early` images, after all, and between, of the process and of its workers together.
 
-    They are read behind the model's forward pass, so always at the same place of a batch.
+    They are read behind the model's forward pass, so always at the same place of a batch; each is the median over the
+    batch and those before it, since the allocator gives back what it does not need at times of its own.
     """
     net = network(model, "cpu")
-    curve: list[tuple[int, int, int]] = []
-    seen, marks = 0, _marks(early, count)
+    looks: list[tuple[int, int, int]] = []
 
     def look(_: Any, inputs: tuple[torch.Tensor, ...], __: Any) -> None:
-        nonlocal seen
-        seen += len(inputs[0])
-        if seen >= marks[0]:
-            while marks[0] <= seen:
-                marks.pop(0)
-            curve.append((seen, _bytes("self"), sum(_bytes(w.pid) for w in multiprocessing.active_children())))
+        seen = len(inputs[0]) + (looks[-1][0] if looks else 0)
+        looks.append((seen, _bytes("self"), sum(_bytes(w.pid) for w in multiprocessing.active_children())))
 
     (images,) = in_slices(folder, count, count)
     with tempfile.TemporaryDirectory() as out, net.register_forward_hook(look):
@@ -61,13 +60,17 @@ def resident(folder: Path, count: int, model: str, loading: Loading, early: int 
         maps = attribute_dataset(cam, images, out, batch_size=loading.batch, workers=loading.workers)
         if len(maps) != count:
             raise AssertionError(f"{len(maps)} of {count} images were explained: {maps.failed[:1]}")
-    return {"images": [n for n, *_ in curve], "process": [p for _, p, _ in curve], "workers": [w for *_, w in curve]}
+    return curve(looks, early)
 
 
-def _marks(early: int, count: int) -> list[float]:
-    """Numbers of images at which to look: the early one, some between, all; and one that is never reached."""
-    between = [early + i * (count - early) // _POINTS for i in range(1, _POINTS)]
-    return [*sorted({early, *between, count}), float("inf")]
+def curve(looks: Sequence[tuple[int, int, int]], early: int) -> dict[str, Any]:
+    """Of looks (images so far, bytes, bytes of workers) those at some numbers of images, smoothed."""
+    count = looks[-1][0]
+    marks = {early, count, *(early + i * (count - early) // _POINTS for i in range(1, _POINTS))}
+    at = sorted({next((i for i, look in enumerate(looks) if look[0] >= mark), len(looks) - 1) for mark in marks})
+    windows = [list(zip(*looks[max(0, i - _WINDOW + 1) : i + 1], strict=True)) for i in at]
+    found = {name: [int(median(w[place])) for w in windows] for name, place in (("process", 1), ("workers", 2))}
+    return {"images": [looks[i][0] for i in at], **found}
 
 
 def _bytes(process: Any) -> int:

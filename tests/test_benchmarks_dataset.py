@@ -85,6 +85,12 @@ def test_a_right_output_passes_its_check_and_a_wrong_one_is_seen(case, tmp_path)
         bench_dataset.check(few, maps, None)
 
 
+def test_images_in_memory_take_the_same_way(case, tmp_path):
+    case = replace(case, slices=[Decoded(12, 64)])
+    maps, predicted = (side() for side in reversed(case.sides(tmp_path).values()))
+    assert bench_dataset.check(case, maps, predicted) < bench_dataset.TOLERANCE and maps[0].shape == (64, 64)
+
+
 def test_every_call_writes_to_a_folder_of_its_own_and_leaves_the_other_side_alone(case, tmp_path):
     sides = case.sides(tmp_path)
     sides["fastcam"](), sides["fastcam"]()
@@ -111,6 +117,15 @@ def test_memory_is_looked_at_early_between_and_at_the_end(folder):
     before = resident._bytes("self")
     held = torch.ones(2**25)  # 128 MiB
     assert resident._bytes("self") - before == pytest.approx(held.nbytes, rel=0.05)
+
+
+def test_memory_is_a_median_over_batches_and_a_leak_is_seen():
+    noise = [0, 50, -50, 0, 90]
+    flat = resident.curve([(16 * n, 1000 + noise[n % 5], 7) for n in range(1, 126)], 200)
+    assert flat["images"][0] == 208 and flat["images"][-1] == 2000 and len(flat["images"]) == 11
+    assert set(flat["process"]) == {1000} and set(flat["workers"]) == {7}
+    leak = resident.curve([(16 * n, 1000 + n, 7) for n in range(1, 126)], 200)
+    assert leak["process"][-1] - leak["process"][0] == 125 - 13
 
 
 def test_memory_is_that_of_another_process_and_its_workers(folder):
