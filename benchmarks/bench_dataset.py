@@ -48,7 +48,7 @@ class Amount:
     size: int
 
 
-AMOUNTS = {"cpu": Amount("resnet18", 16, 2000, 250), "cuda": Amount("resnet50", 128, 4096, 4096)}
+AMOUNTS = {"cpu": Amount("resnet18", 16, 2000, 250), "cuda": Amount("resnet50", 128, 16384, 16384)}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -45,7 +45,7 @@ LEGENDS = {
     "`share` is the loop's time over fastcam's, start and end of each run included. `difference` is the largest of a "
     "sample of the maps that were read back from those of calls: fp16.",
     "resident memory": "Memory that the system counts as resident, of the process and of all its workers, in one run, "
-    "early and at the end: medians over five batches. Workers begin as copies of the process, which become theirs in time.",
+    "early and at the end: medians over five batches. Workers begin as copies of the process, which become theirs.",
     "scale": "One thing grows, the rest stays. `line` is fitted to the points, x being what grows; `worst` is how far "
     "it is from a point at most, over the value measured there.",
 }
