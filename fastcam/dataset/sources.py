@@ -40,7 +40,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.source, self.preprocess = Path(source), preprocess or Preprocess()
         if self.source.is_dir() or self.source.suffix.lower() in SUFFIXES:
-            self.paths = find_images([self.source], Path(skip) if skip is not None else self.source / "\0")
+            self.paths = find_images([self.source], None if skip is None else Path(skip))
             self.root = self.source if self.source.is_dir() else self.source.parent
             self.labels = _labels_of_folders([p.relative_to(self.root) for p in self.paths])
         else:
@@ -86,7 +86,7 @@ def _labels_of_folders(paths: Sequence[Path]) -> list[int]:
 
 def _listed(source: Path) -> tuple[list[Path], list[int]]:
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = source.read_text(encoding="utf-8-sig").split("\n")  # of which splitlines would make more
     except FileNotFoundError:
         raise ValueError(f"no file or folder {source}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -179,7 +179,8 @@ class _Readable(Dataset[Any]):
         except Exception as error:  # whatever a decoder raises
             name, reason = self.names[index] if self.names else None, said(error)
             if isinstance(self.dataset, ImageFiles) and name is not None:  # where the files lie is not part of it
-                reason = reason.replace(str(self.dataset.paths[index]), name)
+                path = str(self.dataset.paths[index])
+                reason = reason.replace(path, name).replace(repr(path)[1:-1], repr(name)[1:-1])
             return index, Failure(index, name, reason)
 
 
