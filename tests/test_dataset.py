@@ -169,10 +169,11 @@ def test_every_kind_of_data_set_gives_the_same(cam, x, tmp_path):
 
 
 def test_samples_without_a_label_are_recorded(cam, x, tmp_path):
-    maps = attributed(cam, [(x[0], 1), x[1], (x[2], -1), (x[3], 2)], tmp_path / "some", "label", shard_size=4)
+    data = [(x[0], 1), x[1], (x[2], -1), (x[3], torch.tensor(2)), (x[4], None)]
+    maps = attributed(cam, data, tmp_path / "some", "label", shard_size=5)
     assert maps.indices.tolist() == [0, 3] and maps.target.tolist() == [1, 2] and maps.complete
     reason = "it has no label, and targets are labels"
-    assert maps.failed == [{"index": i, "path": None, "reason": reason} for i in (1, 2)]
+    assert maps.failed == [{"index": i, "path": None, "reason": reason} for i in (1, 2, 4)]
     assert maps.manifest["result"]["failed"] == maps.failed and maps.manifest["result"]["explained"] == 2
     np.testing.assert_allclose(maps[1], cam(x[3:4], 2)[0], rtol=0, atol=0.002)
     with pytest.raises(RuntimeError, match=f"takes none of the first 2 images: {reason}"):
@@ -197,9 +198,13 @@ def test_what_is_no_data_set(cam, x, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_items_of_another_type_stop_at_once(workers, cam, x, tmp_path):
-    for wrong, got in [(x[0].numpy(), "ndarray"), ((x[0], 1, "name"), "tuple of 3"), ({"image": x[0]}, "dict of 1")]:
+    wrongs = [(x[0].numpy(), "ndarray"), ((x[0], 1, "name"), "tuple of 3"), ({"image": x[0]}, "dict of 1")]
+    for wrong, got in wrongs[: 1 if workers else 3]:
         with pytest.raises(TypeError, match=f"must be a tensor .k, H, W., or it and its class, got {got}"):
             attributed(cam, [x[0], wrong], tmp_path / got, workers=workers)
+    for label in ("cat", 1.5, {"box": 1}) if workers == 0 else ():
+        with pytest.raises(TypeError, match=f"class of a sample must be an index, got {type(label).__name__}"):
+            attributed(cam, [(x[0], 1), (x[1], label)], tmp_path / "label")
 
 
 def test_wrong_arguments(cam, x, tmp_path):

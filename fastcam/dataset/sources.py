@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -202,10 +203,18 @@ def _collated(items: Sequence[tuple[int, Any]]) -> Batch:
             raise TypeError(f"a sample of the data set must be a tensor (k, H, W), or it and its class, got {got}")
         indices, labels, xs = groups.setdefault((x.shape, x.dtype), ([], [], []))
         indices.append(index)
-        labels.append(int(label))
+        labels.append(_class_of(label))
         xs.append(x)
     found = [Group(indices, labels, torch.stack(xs)) for indices, labels, xs in groups.values()]
     return Batch([index for index, _ in items], found, failures)
+
+
+def _class_of(label: Any) -> int:
+    """-1 for None; TypeError for what is no index."""
+    try:
+        return -1 if label is None else operator.index(label)
+    except TypeError:
+        raise TypeError(f"the class of a sample must be an index, got {type(label).__name__}") from None
 
 
 def loader(dataset: Any, batches: Iterator[list[int]], workers: int, pin: bool) -> DataLoader[Any]:
