@@ -53,6 +53,7 @@ class Claims:
     def take(self, name: str) -> bool:
         """Whether the shard is this worker's from now on."""
         path = self._path(name)
+        self._beat()
         for _ in range(2):
             try:
                 handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -60,8 +61,12 @@ class Claims:
                 if not self._taken_from_lost(path):
                     return False
                 continue
-            with os.fdopen(handle, "w") as file:
-                file.write(self.token)
+            try:
+                with os.fdopen(handle, "w") as file:
+                    file.write(self.token)
+            except BaseException:  # a full disk: nobody would give back a claim without an owner
+                path.unlink(missing_ok=True)
+                raise
             return True
         return False
 
@@ -77,12 +82,16 @@ class Claims:
         return host == _host() and not _runs(int(process)) or self._silent(self._heartbeat(token))
 
     def tidy(self, folder: Path) -> None:
-        """Remove the heartbeats of lost workers, and what they left unfinished in a folder."""
+        """Remove the heartbeats and claims of lost workers, and what they left unfinished in a folder."""
         for heartbeat in list(self.folder.glob("*.alive")):
             if self.is_lost(heartbeat.stem):
                 heartbeat.unlink(missing_ok=True)
-        for path in list(folder.glob(f".*{TEMPORARY}")):
-            if self.is_lost(path.name.split(".")[-2]):
+        for claim in list(self.folder.glob("*.claim")):
+            self._taken_from_lost(claim)
+        aside = [(path, path.suffix[1:]) for path in self.folder.glob("*.claim.*")]
+        unfinished = [(path, path.name.split(".")[-2]) for path in folder.glob(f".*.*-*-*{TEMPORARY}")]
+        for path, token in aside + unfinished:
+            if self.is_lost(token):
                 path.unlink(missing_ok=True)
 
     def _taken_from_lost(self, path: Path) -> bool:
@@ -119,7 +128,11 @@ class Claims:
                 self._beat()
 
     def _beat(self) -> None:
-        self._heartbeat(self.token).touch()
+        while True:
+            try:
+                return self._heartbeat(self.token).touch()
+            except FileNotFoundError:  # the folder goes with the last worker, which took this one for lost
+                self.folder.mkdir(exist_ok=True)
 
     def _heartbeat(self, token: str) -> Path:
         return self.folder / f"{token}.alive"
