@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,11 +79,12 @@ class Shard:
             "predicted": np.array([s.predicted for s in samples], np.int64),
             "score": np.array([s.score for s in samples], np.float32),
             "size": np.array([s.size for s in samples], np.int32),
-            "meta": np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8),
         }
         for layer in range(len(samples[0].maps) if samples else 0):
             found = stored([s.maps[layer] for s in samples], store)
             arrays |= {f"{name}_{layer}": array for name, array in found.items()}
+        meta["arrays"] = [*arrays]
+        arrays["meta"] = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8)
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -113,20 +115,29 @@ def stored(maps: Sequence[Array], store: str) -> dict[str, Array]:
     return {"maps": np.concatenate([n.ravel() for n in numbers]), "shape": shapes, **found}
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever reading a damaged file raises, from one of many places, is a ValueError with its name."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is no whole shard of maps ({reason}): remove it and run again") from error
+
+
 class StoredShard:
     """A shard on disk. ValueError, naming the file, unless it is whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with np.load(path) as file:
-                self._members = set(file.files)
-                self.meta: dict[str, Any] = json.loads(bytes(file["meta"]))
-                self.records = {name: file[name] for name in ("index", "class", "predicted", "score", "size")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ValueError(f"{path} is no whole shard of maps ({error}): remove it and run again") from error
+        with _named(path), np.load(path) as file:
+            self._members = set(file.files)
+            self.meta: dict[str, Any] = json.loads(bytes(file["meta"]))
+            self.records = {name: file[name] for name in ("index", "class", "predicted", "score", "size")}
+            if missing := {*self.meta["arrays"]} - self._members:  # what lists the members has no check sum
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
         self.layers = sum(name.startswith("maps_") for name in self._members)
 
     def __len__(self) -> int:
@@ -134,7 +145,7 @@ class StoredShard:
 
     def maps(self, layer: int) -> list[Array]:
         """The signed maps of a layer as fp32, one for each image."""
-        with np.load(self.path) as file:
+        with _named(self.path), np.load(self.path) as file:
             numbers, offset, scale = (file[f"{name}_{layer}"] for name in ("maps", "offset", "scale"))
             shapes = file[f"shape_{layer}"] if f"shape_{layer}" in self._members else None
         if shapes is not None:
@@ -144,7 +155,7 @@ class StoredShard:
 
     def verify(self) -> None:
         """Read it all, and compare with the check sums of the file; ValueError if it was damaged."""
-        with zipfile.ZipFile(self.path) as file:
+        with _named(self.path), zipfile.ZipFile(self.path) as file:
             damaged = file.testzip()
         if damaged is not None:
             raise ValueError(f"{self.path} is damaged in {damaged}: remove it and run again")
