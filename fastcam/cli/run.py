@@ -125,6 +125,8 @@ def _own_device(given: str) -> torch.device:
 
 
 def _interrupted(*_: Any) -> None:
+    if hasattr(signal, "SIGCHLD"):  # the readers were told, too: that they end is no error that stops the tidying up
+        signal.signal(signal.SIGCHLD, lambda *_: None)
     raise KeyboardInterrupt
 
 
