@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,7 +75,7 @@ def age(*paths):
         os.utime(path, (time.time() - 31, time.time() - 31))
 
 
-LOST = ["its process is gone", "silent", "no heartbeat", "killed amid its claim"]
+LOST = ["its process is gone", "silent", "no heartbeat"]
 
 
 @pytest.mark.parametrize("kind", LOST)
@@ -100,7 +102,24 @@ def test_the_claim_of_a_lost_worker_is_taken_over_by_one(kind, tmp_path):
             assert not one.take("0") and not other.take("0")
 
 
-@pytest.mark.parametrize("kind", LOST[:3])
+def test_a_claim_without_an_owner_expires(pair, tmp_path):
+    """Where files cannot be linked, a worker can be killed before its claim has its name."""
+    lost(tmp_path, "killed amid its claim")
+    one, other = pair
+    assert one.take("0") and not other.take("0")
+
+
+def test_claims_where_files_cannot_be_linked(pair, tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    one, other = pair
+    assert one.take("0") and not other.take("0")
+    assert (tmp_path / "0.claim").read_text() == one.token and not [*tmp_path.glob("0.claim.*")]
+
+
+@pytest.mark.parametrize("kind", LOST)
 def test_a_claim_that_another_took_over_in_the_meantime_is_not_lost(kind, pair, tmp_path, monkeypatch):
     """The slower one saw the lost worker's claim, and moves away the faster one's."""
     one, other = pair
@@ -126,7 +145,7 @@ def test_a_living_worker_keeps_its_claim(pair, tmp_path):
     assert not any(other.take(name) for name in "012")
 
 
-@pytest.mark.parametrize("kind", LOST[:3])
+@pytest.mark.parametrize("kind", LOST)
 def test_what_lost_workers_left_is_removed(kind, pair, tmp_path):
     one, other = pair
     token = lost(tmp_path, kind)
@@ -156,13 +175,17 @@ def test_a_worker_that_was_taken_for_lost_goes_on(tmp_path):
     assert not folder.exists()
 
 
-def test_a_full_disk_leaves_no_claim_without_an_owner(pair, tmp_path, monkeypatch):
-    def full(handle, mode):
-        os.close(handle)
-        raise OSError("No space left on device")
+@pytest.mark.parametrize("links", [True, False])
+def test_a_full_disk_leaves_no_claim_without_an_owner(links, pair, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    before = sorted(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fdopen", full)
+        patch.setattr(*((Path, "write_text") if links else (os, "fdopen")), full)
+        if not links:
+            patch.setattr(os, "link", full)
         with pytest.raises(OSError, match="No space"):
             pair[0].take("0")
+    assert sorted(tmp_path.iterdir()) == before
     assert pair[1].take("0")
