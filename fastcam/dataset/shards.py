@@ -83,11 +83,12 @@ class Shard:
             "predicted": np.array([s.predicted for s in samples], np.int64),
             "score": np.array([s.score for s in samples], np.float32),
             "size": np.array([s.size for s in samples], np.int32),
-            "meta": np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8),
         }
         for layer in range(layers):
             found = stored([s.maps[layer] for s in samples], store)
             arrays |= {f"{name}_{layer}": array for name, array in found.items()}
+        meta["arrays"] = [*arrays]
+        arrays["meta"] = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8)
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -139,11 +140,10 @@ class StoredShard:
         with _whole(path), np.load(path) as file:
             self._members = set(file.files)
             self.meta: dict[str, Any] = json.loads(bytes(file["meta"]))
-            self.layers: int = self.meta["layers"]
-            missing = {f"{name}_{layer}" for layer in range(self.layers) for name in _MEMBERS} - self._members
-            if missing:  # no check sum is of a member's name
-                raise ValueError(f"it has no {', '.join(sorted(missing))}")
             self.records = {name: file[name] for name in ("index", "class", "predicted", "score", "size")}
+            if missing := {*self.meta["arrays"]} - self._members:  # no check sum is of a member's name
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        self.layers: int = self.meta["layers"]
 
     def __len__(self) -> int:
         return len(self.records["index"])

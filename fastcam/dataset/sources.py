@@ -204,7 +204,7 @@ def _collated(items: Sequence[tuple[int, Any]]) -> Batch:
         indices, labels, xs = groups.setdefault((x.shape, x.dtype), ([], [], []))
         indices.append(index)
         labels.append(_class_of(label))
-        xs.append(x)
+        xs.append(x.detach())  # one that wants a gradient cannot leave a worker process
     found = [Group(indices, labels, torch.stack(xs)) for indices, labels, xs in groups.values()]
     return Batch([index for index, _ in items], found, failures)
 
@@ -226,6 +226,7 @@ def loader(dataset: Any, batches: Iterator[list[int]], workers: int, pin: bool) 
         collate_fn=_collated,
         pin_memory=pin,
         worker_init_fn=_left_to_the_parent if workers else None,
+        generator=torch.Generator(),  # the user's random numbers stay as they are
     )
 
 
