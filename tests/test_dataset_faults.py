@@ -201,7 +201,7 @@ def test_a_full_disk_stops_cleanly_and_the_run_goes_on_later(room, uninterrupted
             patch.setattr(whole_files, "open", opened, raising=False)
         else:
             patch.setattr(os, "fsync", flushed)
-        with pytest.raises(OSError, match="No space left on device"):
+        with pytest.raises(OSError, match="the disk is full"):
             explained(tmp_path)
     assert [*contents(tmp_path)] == ["manifest.json", "shards/000000.npz"], "nothing half-written, no claim"
     assert whole_shards(tmp_path) == 1
@@ -229,7 +229,7 @@ def disk(tmp_path):
 def test_a_disk_that_is_really_full(disk, photos, processes, tmp_path):
     log, out, large = tmp_path / "log", disk / "out", ("--full", "--store", "fp32")
     assert processes.wait(processes.start(log, command, arguments=run_arguments(photos, out, *large))) == 2
-    assert "No space left on device" in log.read_text() and "Traceback" not in log.read_text()
+    assert "the disk is full" in log.read_text() and "Traceback" not in log.read_text()
     assert 0 < whole_shards(out) < 6
     assert [p for p in contents(out) if not p.startswith("shards/0")] == ["manifest.json"]
     subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
