@@ -269,6 +269,13 @@ def open_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
+def decoder_version() -> str:
+    """Pillow's: what it decodes and resizes may change with it."""
+    import PIL
+
+    return PIL.__version__
+
+
 def as_image(picture: Any) -> Image.Image:
     """A picture as Pillow's image, grey or RGB; a fourth channel, the transparency, does not count.
 

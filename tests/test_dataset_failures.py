@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +109,52 @@ def test_the_model_is_what_it_was(broken, tmp_path):
             assert fastcam.attribute_dataset(cam, dataset, tmp_path / str(workers), **options).complete
     assert_same(before, snapshot(model))
     assert torch.equal(images, given) and images.grad is None
+
+
+class OnSomeDisk:
+    """Samples of which some cannot be read as long as the disk is away."""
+
+    def __init__(self, error):
+        self.samples_of, self.error, self._away = data(), error, True
+
+    def __len__(self):
+        return len(self.samples_of)
+
+    def __getitem__(self, index):
+        if self._away and index > 6:
+            raise self.error
+        return self.samples_of[index]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=["disk", "memory"])
+def test_a_disk_that_fails_is_no_samples_fault(error, tmp_path):
+    disk = OnSomeDisk(error)
+    with pytest.raises(type(error)):
+        explained(tmp_path / "a", disk, shard_size=4)
+    disk._away = False
+    maps = explained(tmp_path / "a", disk, shard_size=4)
+    assert maps.complete and not maps.failed and len(maps) == len(disk)
+
+
+def test_what_failed_is_tried_again_when_asked(tmp_path):
+    disk = OnSomeDisk(ValueError("no picture"))
+    assert len(explained(tmp_path / "a", disk, shard_size=4).failed) == len(disk) - 7
+    disk._away = False
+    assert len(explained(tmp_path / "a", disk, shard_size=4).failed) == len(disk) - 7
+    maps = explained(tmp_path / "a", disk, shard_size=4, retry_failed=True)
+    assert not maps.failed and not maps.manifest["result"]["failed"] and len(maps) == len(disk)
+
+
+def test_one_large_image_does_not_make_the_batches_of_others_smaller(tmp_path):
+    images, _ = data().tensors
+    large = torch.rand(1, *images.shape[2:]).expand(images.shape[1], -1, -1).repeat(1, 3, 3)
+
+    class Narrow(Net):
+        def forward(self, x):
+            if x.shape[-1] > images.shape[-1]:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(x)
+
+    maps = explained(tmp_path / "a", [*images[:8], large], model=net(Narrow), batch_size=4, shard_size=9)
+    assert [f["index"] for f in maps.failed] == [8] and "out of memory" in maps.failed[0]["reason"]
+    assert maps.manifest["result"]["batch_size"] == 4

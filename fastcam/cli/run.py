@@ -53,6 +53,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--workers", type=_count, help="processes that decode; default: a core each, up to 8")
     text = "seconds without a sign after which a worker on another machine counts as lost; default: 60"
     parser.add_argument("--claim-expiry", type=float, default=60.0, metavar="SECONDS", help=text)
+    text = "make shards again in which samples failed, after their cause is gone"
+    parser.add_argument("--retry-failed", action="store_true", help=text)
     parser.set_defaults(run=_run)
 
     parser = commands.add_parser("export", help="write what `run` made to one .npz, .zarr or .parquet")
@@ -77,12 +79,12 @@ def _run(options: argparse.Namespace) -> int:
     if isinstance(options.target, int) and not cam.class_discriminative:
         warnings.warn(f"{options.method} does not depend on the class, --target is ignored", stacklevel=1)
         options.target = "predicted"
-    shared = ("full", "store", "eigen_smooth", "aug_smooth", "batch_size", "shard_size", "workers", "claim_expiry")
-    given = {name: getattr(options, name) for name in shared}
+    shared = ("full", "store", "eigen_smooth", "aug_smooth", "batch_size", "shard_size", "workers")
+    given = {name: getattr(options, name) for name in (*shared, "retry_failed", "claim_expiry")}
+    first = os.environ.get("RANK", "0") == "0"
     with _interrupted_when_terminated():
-        first = os.environ.get("RANK", "0") == "0"
         maps = attribute_dataset(cam, images, options.out, options.target, **given, progress=first)
-    return _told(maps, len(images), options.out)
+    return _told(maps, len(images), options.out) if first else 0  # under torchrun one of them says it
 
 
 def _told(maps: Any, total: int, out: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -11,20 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from fastcam.batches import check_count
-from fastcam.dataset import manifest
+from fastcam.dataset import describing, manifest
 from fastcam.dataset.claims import Claims
 from fastcam.dataset.explaining import Explainer
 from fastcam.dataset.maps import Maps, open_maps
-from fastcam.dataset.shards import STORED, StoredShard
-from fastcam.dataset.sources import ImageFiles, check_dataset, described_dataset, names_of
+from fastcam.dataset.shards import STORED
+from fastcam.dataset.sources import ImageFiles, check_dataset, loader, names_of
 from fastcam.dataset.work import Plan, Worker
 from fastcam.methods import BaseCAM
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PROBED = 16  # samples, for the layer
 _RESULT = "manifest"  # the claim on the manifest's result
 Targets = str | int | Callable[[Any], Tensor]
 
@@ -42,6 +44,7 @@ def attribute_dataset(
     batch_size: int | None = None,
     shard_size: int = 512,
     workers: int | None = None,
+    retry_failed: bool = False,
     claim_expiry: float = 60.0,
     progress: bool = False,
 ) -> Maps:
@@ -65,13 +68,14 @@ def attribute_dataset(
     batch_size     images at once; None for 16 on a CPU, 128 elsewhere. Batches do not cross shards
     shard_size     samples of a shard, which is what a kill loses at most, besides those begun
     workers        processes that read and decode; None for what the cores allow, 0 for none
+    retry_failed   make again what holds samples without a map, after their cause is gone
     claim_expiry   seconds without a sign after which another machine's worker counts as lost
     progress       show a bar on stderr, with images a second, the time left and the slowest stage
     Returns the maps, as `open_maps(out)`.
     Raises ValueError if the folder holds another run's maps, saying what differs; OSError if the disk is full: the same
     call goes on later; RuntimeError if the model takes none of the first images.
 
-    >>> import fastcam, tempfile
+    >>> import fastcam, tempfile, torch
     >>> data = torch.utils.data.TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3)
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     >>> maps = attribute_dataset(fastcam.GradCAM(model, "0"), data, tempfile.mkdtemp(), "label", workers=0)
@@ -82,6 +86,7 @@ def attribute_dataset(
     _check(cam, targets, store, full, aug_smooth, dataset)
     rank, of = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     options = {"eigen_smooth": eigen_smooth, **({"aug_smooth": True} if aug_smooth else {})}
+    targets = targets if isinstance(targets, str) or callable(targets) else operator.index(targets)
     inputs = partial(_inputs, dataset, cam.model)
     explainer = Explainer(cam, targets, full, options, inputs, names_of(dataset), batch_size)
     plan = Plan(out, samples, explainer.batch_size, check_count("shard_size", shard_size), store, _workers(workers))
@@ -91,15 +96,17 @@ def attribute_dataset(
             **manifest.versions(),
             "device": explainer.device.type,
             "model": _described_model(cam.model),
-            "method": _described_method(cam, dataset, inputs, explainer.device),
-            "targets": manifest.plain(targets),
+            "method": _described_method(cam, dataset, explainer, plan.workers),
+            "targets": describing.plain(targets),
             "smoothing": [name for name, asked in options.items() if asked],
             **{"full": full, "store": store, "batch_size": plan.batch_size, "shard_size": plan.shard_size},
-            "dataset": described_dataset(dataset),
+            "dataset": describing.described_dataset(dataset),
         }
         manifest.agree(out, wanted, claims.token)
         claims.tidy(out)
         claims.tidy(plan.folder)
+        if retry_failed and rank == 0:
+            _remove_failed(plan)
         with _Bar(samples, progress) as bar:
             try:
                 Worker(plan, dataset, explainer, claims, rank, of, bar.told).work()
@@ -118,7 +125,7 @@ def attribute_dataset(
 def _check(cam: Any, targets: Any, store: str, full: bool, aug_smooth: bool, dataset: Any) -> None:
     if not isinstance(cam, BaseCAM):
         raise TypeError(f"cam must be a method such as GradCAM(model, layers), got {type(cam).__name__}")
-    index = isinstance(targets, int) and not isinstance(targets, bool) and targets >= 0
+    index = isinstance(targets, int | np.integer) and not isinstance(targets, bool) and targets >= 0
     if not (targets in ("predicted", "label") or index or callable(targets)):
         raise ValueError(f'targets must be "predicted", "label", a class index or a callable, got {targets!r}')
     if store not in STORED:
@@ -132,7 +139,8 @@ def _check(cam: Any, targets: Any, store: str, full: bool, aug_smooth: bool, dat
 def _workers(given: int | None) -> int:
     if given is None:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(1, min(8, (os.cpu_count() or 1) // here))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(8, cores // here))
     if isinstance(given, bool) or not isinstance(given, int) or given < 0:
         raise ValueError(f"workers must be a whole number of 0 or more, got {given!r}")
     return given
@@ -149,18 +157,28 @@ def _inputs(dataset: Any, model: nn.Module, x: Tensor) -> Tensor:
 
 def _described_model(model: nn.Module) -> dict[str, Any]:
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
-    return {"class": type(model).__name__, "dtype": kinds, "fingerprint": manifest.model_fingerprint(model)}
+    return {"class": type(model).__name__, "dtype": kinds, "fingerprint": describing.model_fingerprint(model)}
 
 
-def _described_method(cam: BaseCAM, dataset: Any, inputs: Callable[[Tensor], Tensor], device: torch.device) -> Any:
-    """The method's settings; a layer that it finds by itself is the one for the first sample that can be read."""
-    found = manifest.described_method(cam)
-    for index in range(min(len(dataset), 16) if cam.target_layers is None else 0):
-        with suppress(Exception):
-            item = dataset[index]
-            x = inputs((item[0] if isinstance(item, tuple | list) else item).unsqueeze(0).to(device))
-            return {**found, "layers": cam.layer_names(x)}
+def _described_method(cam: BaseCAM, dataset: Any, explainer: Explainer, workers: int) -> dict[str, Any]:
+    """The method's settings; a layer that it finds by itself is the one for the first sample that can be read.
+
+    That is read as all are, in another process if there are any: what a data set opens here, its copies would share.
+    """
+    found = describing.described_method(cam)
+    if cam.target_layers is not None:
+        return found
+    for batch in loader(dataset, ([i] for i in range(min(len(dataset), _PROBED))), min(1, workers), ahead=1):
+        with suppress(Exception):  # the run will say it
+            return {**found, "layers": cam.layer_names(explainer.inputs(batch.groups[0].x.to(explainer.device)))}
     return found
+
+
+def _remove_failed(plan: Plan) -> None:
+    for number in range(plan.shards):
+        shard = plan.stored(number)
+        if shard is not None and shard.meta["failed"]:
+            shard.path.unlink(missing_ok=True)
 
 
 def _add_result(plan: Plan, claims: Claims, patient: bool = True) -> None:
@@ -176,7 +194,8 @@ def _add_result(plan: Plan, claims: Claims, patient: bool = True) -> None:
 
 
 def _result(plan: Plan) -> Mapping[str, Any]:
-    done = [StoredShard(plan.path(number)) for number in range(plan.shards) if plan.is_done(number)]
+    found = [plan.stored(number) for number in range(plan.shards)]
+    done = [shard for shard in found if shard is not None]
     return {
         "complete": len(done) == plan.shards,
         "explained": sum(map(len, done)),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import socket
 import threading
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from fastcam.dataset.whole_files import TEMPORARY
@@ -140,6 +142,8 @@ class Claims:
             last = _touched(path)
         except FileNotFoundError:
             return True
+        except OSError:  # of a network's file system, for a moment
+            return False
         self._beat()
         return _touched(self._heartbeat(self.token)) - last > self.expiry
 
@@ -179,11 +183,19 @@ def _owner(claim: Path) -> str | None:
         return None
 
 
+@cache
 def _host() -> str:
-    return socket.gethostname().replace(".", "_")  # a token has no dot
+    """This machine, as long as it runs, or the container that has processes of its own; without a dot."""
+    known = socket.gethostname().replace(".", "_")
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+        known += "-" + hashlib.sha256(boot.encode()).hexdigest()[:8]
+    return known
 
 
 def _runs(process: int) -> bool:
+    if os.name == "nt":  # where a signal 0 would end it
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

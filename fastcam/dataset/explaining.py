@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,14 @@ from torch import Tensor, nn
 from fastcam.batches import check_count, free_memory, is_out_of_memory
 from fastcam.dataset.shards import Failure, Sample
 from fastcam.dataset.sources import Batch, said
+from fastcam.inputs import inputs_of
 from fastcam.methods import BaseCAM
+from fastcam.methods.base import map_size
+from fastcam.methods.perturbation import PerturbationCAM
+from fastcam.record import unwrap
 from fastcam.targets import find_logits, scores
 
+_NO_LABEL = "it has no label, and targets are labels"
 _BATCH = {"cpu": 16}  # elsewhere 128
 _OF_THE_DEVICE = getattr(torch, "AcceleratorError", ())  # after which nothing runs any more
 
@@ -70,7 +76,7 @@ class Explainer:
     inputs       from what the data set holds to what the model takes, on the device
     names        of the samples, for what is said of them
     given_size   images at once, None for 16 on a CPU and 128 elsewhere; `batch_size` is halved when memory is short
-    works        whether the model has taken an image
+    works        whether the model has taken an image; before, one that takes none of several is an error
     """
 
     cam: BaseCAM
@@ -83,6 +89,8 @@ class Explainer:
     works: bool = False
 
     def __post_init__(self) -> None:
+        self.cam = _steady(self.cam)
+        self._rejected = 0
         self.device = device_of(self.cam.model)
         size = _BATCH.get(self.device.type, 128) if self.given_size is None else self.given_size
         self.batch_size = check_count("batch_size", size)
@@ -109,8 +117,8 @@ class Explainer:
     def _ready(self, batch: Batch, copies: list[Tensor], event: Any) -> tuple[Batch, list[Tensor]]:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(event)
-        for copy in copies:
-            copy.record_stream(current)
+        for tensor in copies:
+            tensor.record_stream(current)
         return batch, copies
 
     def explain(self, batch: Batch, copies: Sequence[Tensor]) -> Explained:
@@ -120,13 +128,13 @@ class Explainer:
         """
         rows: list[Rows] = []
         failures = list(batch.failures)
+        begin = len(failures)
         for group, x in zip(batch.groups, copies, strict=True):
-            found = self._in_parts(group.indices, group.labels, x, failures)
-            rows += found
-        rejected = len(failures) - len(batch.failures)
-        if rejected > 1 and not rows and not self.works:
-            raise RuntimeError(f"the model takes none of the first {rejected} images: {failures[-1].reason}")
+            rows += self._in_parts(group.indices, group.labels, x, failures)
+        self._rejected += sum(failure.reason != _NO_LABEL for failure in failures[begin:])
         self.works = self.works or bool(rows)
+        if self._rejected > 1 and not self.works:
+            raise RuntimeError(f"the model takes none of the first {self._rejected} images: {failures[-1].reason}")
         return Explained(rows, failures, self.batch_size)
 
     def _in_parts(self, indices: list[int], labels: list[int], x: Tensor, failures: list[Failure]) -> list[Rows]:
@@ -158,18 +166,19 @@ class Explainer:
             reason = said(error)
             short = isinstance(error, RuntimeError) and is_out_of_memory(error)
         if short:
-            self.batch_size = max(1, len(indices) // 2)
             free_memory()
+        if short and len(indices) > 1:
+            self.batch_size = len(indices) // 2
         return reason
 
     def _rows(self, indices: list[int], labels: list[int], x: Tensor) -> Rows:
         targets = self._targets(labels)
         x = self.inputs(x)
         if self.full:
-            maps = [self.cam.attribute(x, targets, **self.options)]
+            maps = [self.cam.attribute(x, targets, complete=True, **self.options)]
         else:
             maps = self.cam.signed_maps(x, targets, **self.options)
-        size = tuple(x.shape[2:])
+        size = tuple(map_size(unwrap(self.cam.model), "input", inputs_of(x)) or ())
         return self._on_the_way(Rows(indices, size, [m.float() for m in maps], records(self.cam, targets, len(x))))
 
     def _targets(self, labels: list[int]) -> Any:
@@ -177,7 +186,7 @@ class Explainer:
             return None
         if self.targets == "label":
             if min(labels) < 0:
-                raise ValueError("it has no label, and targets are labels")
+                raise ValueError(_NO_LABEL)
             return labels
         return self.targets
 
@@ -193,6 +202,16 @@ class Explainer:
 
 def _to_pinned(t: Tensor) -> Tensor:
     return torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+
+
+def _steady(cam: BaseCAM) -> BaseCAM:
+    """The method with a batch size for its rows that no time decides on: it decides on how numbers are rounded."""
+    cam = copy.copy(cam)
+    if isinstance(cam, PerturbationCAM):
+        cam.steady, cam._found = True, {}
+    if isinstance(base := getattr(cam, "base_cam", None), BaseCAM):
+        cam.base_cam = _steady(base)  # type: ignore[attr-defined]
+    return cam
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -2,75 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 import fastcam
 from fastcam.dataset.whole_files import write_first, write_whole
-from fastcam.layers import layer_name
-from fastcam.methods import BaseCAM
 
 FORMAT = 1
 NAME = "manifest.json"
 _RESULT = "result"  # what a run adds: not part of what two runs agree in
-
-
-def fingerprint(parts: Sequence[str | bytes | Tensor]) -> str:
-    """The SHA-256 of texts, bytes and tensors with their shapes and types, in their order."""
-    total = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            total.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            # The memory itself, not a copy: a data set in memory may fill most of it.
-            total.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        else:
-            total.update(part.encode(errors="surrogatepass") if isinstance(part, str) else part)
-        total.update(b"\0")
-    return total.hexdigest()
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """Of the modules as they print themselves, and of every parameter and buffer."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return fingerprint([type(model).__qualname__, repr(model), *(part for named in tensors for part in named)])
-
-
-def described_method(cam: BaseCAM) -> dict[str, Any]:
-    """The class of the method, its layers, and its settings."""
-    layers = cam.target_layers
-    kept = ("model", "target_layers", "outputs", "base_cam")
-    settings = {name: value for name, value in vars(cam).items() if not name.startswith("_") and name not in kept}
-    found = {
-        "class": type(cam).__name__,
-        "layers": None if layers is None else [layer_name(cam.model, layer) for layer in layers],
-        "fusion": cam.fusion,
-        "settings": {name: plain(value) for name, value in settings.items() if name != "progress"},
-    }
-    base = getattr(cam, "base_cam", None)
-    return found if base is None else {**found, "base": described_method(base)}
-
-
-def plain(value: Any) -> Any:
-    """A setting as JSON has it, with no address in memory."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(v) for v in (value if isinstance(value, list | tuple) else sorted(value))]
-    if isinstance(value, Tensor | np.ndarray):
-        return fingerprint([torch.as_tensor(value)])
-    if inspect.isroutine(value) or inspect.isclass(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def versions() -> dict[str, str]:

@@ -60,7 +60,7 @@ class MapBatches:
         if self._cam is None:
             self._cam = self._made()
         cam, device = self._cam, device_of(self._cam.model)
-        x = torch.as_tensor(np.ascontiguousarray(batch[self.image])).to(device)
+        x = torch.as_tensor(np.array(batch[self.image])).to(device)
         targets = None if self.label is None else [int(c) for c in batch[self.label]]
         lows = cam.signed_maps(x, targets)
         _, predicted, score = records(cam, targets, len(x)).unbind(1)

@@ -60,9 +60,12 @@ class Shard:
     failures: list[Failure] = field(default_factory=list)
     batch_size: int = 0  # the smallest that memory made of the one asked for
 
+    def __len__(self) -> int:
+        return len(self.samples) + len(self.failures)
+
     @property
     def is_full(self) -> bool:
-        return len(self.samples) + len(self.failures) == self.stop - self.start
+        return len(self) == self.stop - self.start
 
     def write(self, file: BinaryIO, store: str, paths: Mapping[int, str]) -> None:
         """Into a file; the same samples give the same bytes."""

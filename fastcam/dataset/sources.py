@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 import os
 import signal
@@ -12,11 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from fastcam.dataset.manifest import fingerprint, plain
+from fastcam.dataset.describing import fingerprint, listed_samples, plain, without_addresses
 from fastcam.dataset.shards import Failure
-from fastcam.images import SUFFIXES, Preprocess, find_images
+from fastcam.images import SUFFIXES, Preprocess, decoder_version, find_images
+
+_NAMES = ("EIO", "ESTALE", "EMFILE", "ENFILE", "ENOMEM", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "ENETUNREACH")
+_OF_STORAGE = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -66,6 +70,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         listed = (f"{n}\0{_size(p)}\0{c}" for n, p, c in zip(self.names, self.paths, self.labels, strict=True))
         return {
             "samples": len(self),
+            "pillow": decoder_version(),
             "fingerprint": fingerprint(list(listed)),
             "preprocess": plain(asdict(self.preprocess)),
         }
@@ -115,30 +120,12 @@ def check_dataset(dataset: Any) -> int:
     return len(dataset)
 
 
-def described_dataset(dataset: Any) -> dict[str, Any]:
-    """For a manifest; of a data set that is neither files nor tensors, nor lists its samples, class and length only."""
-    if isinstance(dataset, ImageFiles):
-        return dataset.described()
-    found: dict[str, Any] = {"class": type(dataset).__qualname__, "samples": len(dataset)}
-    if isinstance(dataset, TensorDataset):
-        found["fingerprint"] = fingerprint(list(dataset.tensors))
-    elif (listed := getattr(dataset, "samples", None)) is not None:  # torchvision's folders
-        found["fingerprint"] = fingerprint([repr(tuple(sample)) for sample in listed])
-    return found
-
-
 def names_of(dataset: Any) -> Sequence[str] | None:
     """The path of each sample, if the data set tells."""
     if isinstance(dataset, ImageFiles):
         return dataset.names
-    listed = getattr(dataset, "samples", None)
-    if (
-        isinstance(listed, Sequence)
-        and len(listed) == len(dataset)
-        and all(isinstance(s, tuple | list) for s in listed)
-    ):
-        return [str(sample[0]) for sample in listed]
-    return None
+    listed = listed_samples(dataset)
+    return None if listed is None else [name for name, *_ in listed]
 
 
 @dataclass
@@ -161,7 +148,8 @@ class Batch:
     def pin_memory(self) -> Batch:
         """DataLoader's way to ask for memory that a GPU reads while others work."""
         for group in self.groups:
-            group.x = group.x.pin_memory()
+            if group.x.device.type == "cpu":
+                group.x = group.x.pin_memory()
         return self
 
 
@@ -178,6 +166,8 @@ class _Readable(Dataset[Any]):
         try:
             return index, self.dataset[index]
         except Exception as error:  # whatever a decoder raises
+            if _is_of_storage(error):
+                raise
             name, reason = self.names[index] if self.names else None, said(error)
             if isinstance(self.dataset, ImageFiles) and name is not None:  # where the files lie is not part of it
                 path = str(self.dataset.paths[index])
@@ -185,8 +175,17 @@ class _Readable(Dataset[Any]):
             return index, Failure(index, name, reason)
 
 
+def _is_of_storage(error: BaseException | None) -> bool:
+    """Whether it is not the sample that is at fault: the same one may be read later."""
+    while error is not None:
+        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno in _OF_STORAGE:
+            return True
+        error = error.__cause__
+    return False
+
+
 def said(error: Exception) -> str:
-    text = str(error).strip() or "no reason given"
+    text = without_addresses(str(error)).strip() or "no reason given"
     return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
 
 
@@ -197,7 +196,7 @@ def _collated(items: Sequence[tuple[int, Any]]) -> Batch:
         if isinstance(item, Failure):
             failures.append(item)
             continue
-        x, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, -1)
+        x, label = (*item, -1)[:2] if isinstance(item, tuple | list) and len(item) in (1, 2) else (item, -1)
         if not isinstance(x, Tensor):
             got = f"{type(x).__name__}{' of ' + str(len(x)) if isinstance(x, tuple | list | Mapping) else ''}"
             raise TypeError(f"a sample of the data set must be a tensor (k, H, W), or it and its class, got {got}")
@@ -217,12 +216,15 @@ def _class_of(label: Any) -> int:
         raise TypeError(f"the class of a sample must be an index, got {type(label).__name__}") from None
 
 
-def loader(dataset: Any, batches: Iterator[list[int]], workers: int, pin: bool) -> DataLoader[Any]:
-    """Reads what `batches` asks for, in its order; with workers, ahead."""
+def loader(
+    dataset: Any, batches: Iterator[list[int]], workers: int, pin: bool = False, ahead: int = 2
+) -> DataLoader[Any]:
+    """Reads what `batches` asks for, in its order; `workers` read `ahead` batches each."""
     return DataLoader(
         _Readable(dataset),
         batch_sampler=batches,
         num_workers=workers,
+        prefetch_factor=ahead if workers else None,
         collate_fn=_collated,
         pin_memory=pin,
         worker_init_fn=_left_to_the_parent if workers else None,

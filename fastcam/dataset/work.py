@@ -16,6 +16,7 @@ from fastcam.dataset.sources import Batch, loader, names_of
 from fastcam.dataset.stages import EXPLAINING, READING, Stages
 from fastcam.dataset.writing import Writer
 
+_LOOKS = 10.0  # seconds between two looks at what others have done
 _POLLS = 10  # in the time after which a lost worker's shards are taken over
 
 
@@ -49,13 +50,17 @@ class Plan:
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
 
-    def is_done(self, number: int) -> bool:
-        """Whether the shard is there, whole, and the one of this place."""
+    def stored(self, number: int) -> StoredShard | None:
+        """The shard if it is there, whole, and the one of this place."""
         try:
-            meta, shard = StoredShard(self.path(number)).meta, self.shard(number)
+            found, shard = StoredShard(self.path(number)), self.shard(number)
         except (FileNotFoundError, ValueError):
-            return False
-        return (meta["shard"], meta["start"], meta["stop"]) == (shard.number, shard.start, shard.stop)
+            return None
+        place = (found.meta["shard"], found.meta["start"], found.meta["stop"])
+        return found if place == (shard.number, shard.start, shard.stop) else None
+
+    def is_done(self, number: int) -> bool:
+        return self.stored(number) is not None
 
 
 @dataclass
@@ -81,6 +86,7 @@ class Worker:
         order = [*range(first, self.plan.shards), *range(first)]
         self._open = {number for number in order if not self.plan.is_done(number)}
         self.told(sum(self._length(n) for n in order if n not in self._open), "")
+        self._looked = time.monotonic()
         self.explainer.works = len(self._open) < self.plan.shards  # else a resumed run would stop where none was to
         with Writer(self.plan, names_of(self.dataset), self.claims, self.stages) as writer:
             while self._open:
@@ -98,7 +104,9 @@ class Worker:
         if first is None:
             return False
         on_gpu = self.explainer.device.type == "cuda"
-        batches = loader(self.dataset, chain([first], claimed), self.plan.workers, pin=on_gpu)
+        workers, size = self.plan.workers, self.plan.batch_size
+        ahead = 2 if 2 * workers * size <= self.plan.shard_size else 1  # what is read ahead is claimed
+        batches = loader(self.dataset, chain([first], claimed), workers, on_gpu, ahead)
         for batch, x in self.explainer.copied_ahead(self._read(batches)):
             with self.stages.timed(EXPLAINING):
                 explained = self.explainer.explain(batch, x)
@@ -108,6 +116,8 @@ class Worker:
             if last:
                 self._open.discard(number)
             self.told(len(batch.indices), f"slowest: {self.stages.slowest}")
+            if time.monotonic() > self._looked + _LOOKS:
+                self._forget_done()
         return True
 
     def _claimed(self, numbers: list[int]) -> Iterator[list[int]]:
@@ -134,8 +144,11 @@ class Worker:
             yield batch
 
     def _forget_done(self) -> None:
+        """Count what others have done."""
+        self._looked = time.monotonic()
+        there = {path.name for path in self.plan.folder.iterdir()}
         for number in sorted(self._open):
-            if self.plan.is_done(number):
+            if self.plan.path(number).name in there and self.plan.is_done(number):
                 self._open.discard(number)
                 self.told(self._length(number), "")
 

@@ -85,6 +85,8 @@ class Writer:
 
     def _write(self, number: int, shard: Shard) -> None:
         del self._shards[number]
+        if not shard.is_full:
+            raise RuntimeError(f"shard {number} lacks samples: of {shard.stop - shard.start} there are {len(shard)}")
         paths = {} if self.names is None else {s.index: self.names[s.index] for s in shard.samples}
         path = self.plan.path(number)
         write_whole(path, lambda file: shard.write(file, self.plan.store, paths), self.claims.token)

@@ -117,6 +117,7 @@ class BaseCAM:
         normalize: bool = True,
         size: Size = "input",
         forward_kwargs: Mapping[str, Any] | None = None,
+        complete: bool | None = None,
     ) -> Any:
         """The maps as a tensor on the model's device, fp32 (fp64 for an fp64 model on a CPU).
 
@@ -124,14 +125,16 @@ class BaseCAM:
         size        "input" for the image's `(H, W)`, `(L,)` or `(D, H, W)`, a size, or None for the layer's own; with
                     several layers of their own size the result is a list, a tensor per layer. A video `(B, T, C, H, W)`
                     has `(T, H, W)`; the model's first convolution tells it from a volume
-        Arguments and shapes otherwise as in a call. A method that looks at no class stops the model at the last layer.
+        complete    run the model to its end, for `outputs`; None where the map depends on a class. Other methods stop
+                    at the last layer
+        Arguments and shapes otherwise as in a call.
         """
         return self._explain(
             *(input_tensor, targets, aug_smooth, forward_kwargs),
             eigen_smooth=eigen_smooth,
             normalize=normalize,
             size=size,
-            complete=self.class_discriminative,
+            complete=self.class_discriminative if complete is None else complete,
         )
 
     def signed_maps(

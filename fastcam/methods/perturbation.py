@@ -27,6 +27,8 @@ class PerturbationCAM(BaseCAM):
 
     uses_gradients = False
 
+    steady = False  # an automatic batch size stays as it begins
+
     def __init__(
         self,
         model: nn.Module,
@@ -90,7 +92,7 @@ class PerturbationCAM(BaseCAM):
         """The batch size for this kind of rows, an automatic one with what earlier calls found."""
         if self.batch_size != "auto":
             return BatchSize(self.batch_size, device)
-        return self._found.setdefault((device, *kind), BatchSize("auto", device))
+        return self._found.setdefault((device, *kind), BatchSize("auto", device, self.steady))
 
 
 def no_number(scores: Tensor, name: Callable[[int], str], x: Tensor) -> ValueError:
