@@ -98,6 +98,7 @@ def attribute_dataset(
             "dataset": described_dataset(dataset),
         }
         manifest.agree(out, wanted, claims.token)
+        plan.run = manifest.run_of(manifest.read(out))
         claims.tidy(plan.folder)
         with _Bar(samples, progress) as bar:
             try:

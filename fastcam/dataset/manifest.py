@@ -101,6 +101,12 @@ def read(out: Path) -> dict[str, Any]:
     return found
 
 
+def run_of(found: Mapping[str, Any]) -> str:
+    """What the run of a manifest is known by in its shards, whatever has come of it so far."""
+    agreed = {name: value for name, value in found.items() if name != _RESULT}
+    return fingerprint([json.dumps(agreed, sort_keys=True)])[:16]
+
+
 def add_result(out: Path, result: Mapping[str, Any], token: str) -> None:
     """Put beside what the run was what has come of it so far."""
     write_whole(out / NAME, _json({**read(out), _RESULT: dict(result)}), token)

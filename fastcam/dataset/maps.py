@@ -54,8 +54,9 @@ class Maps(Sequence[np.ndarray]):
         self.shards = [StoredShard(path) for path in sorted((out / "shards").glob("[0-9]*.npz"))]
         if not self.shards:
             raise ValueError(f"{out} holds no finished shard of maps")
-        wrong = [s.path.name for n, s in enumerate(self.shards) if s.meta["stop"] > self.manifest["dataset"]["samples"]]
-        if wrong:
+        run, beyond = manifest.run_of(self.manifest), self.manifest["dataset"]["samples"]
+        strange = [s for s in self.shards if s.meta.get("run") != run]
+        if wrong := [s.path.name for s in strange if s.meta["stop"] > beyond] or [s.path.name for s in strange]:
             raise ValueError(f"{out}: {wrong[0]} is not of the run that {manifest.NAME} describes")
         columns = {
             name: np.concatenate([s.records[name] for s in self.shards])

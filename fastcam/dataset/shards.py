@@ -56,6 +56,7 @@ class Shard:
     samples: list[Sample] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     batch_size: int = 0  # the smallest that memory made of the one asked for
+    run: str = ""  # what the manifest of its run is known by
 
     @property
     def is_full(self) -> bool:
@@ -70,6 +71,7 @@ class Shard:
             "start": self.start,
             "stop": self.stop,
             "batch_size": self.batch_size,
+            "run": self.run,
         }
         meta |= {"paths": [paths.get(s.index) for s in samples], "failed": failures}
         arrays = {

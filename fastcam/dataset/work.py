@@ -25,6 +25,7 @@ class Plan:
 
     shard_size   samples of a shard; the last one has what is left
     workers      processes that read
+    run          what the manifest is known by
     """
 
     out: Path
@@ -33,6 +34,7 @@ class Plan:
     shard_size: int
     store: str
     workers: int
+    run: str = ""
 
     @property
     def folder(self) -> Path:
@@ -44,7 +46,7 @@ class Plan:
 
     def shard(self, number: int) -> Shard:
         start = number * self.shard_size
-        return Shard(number, start, min(self.samples, start + self.shard_size))
+        return Shard(number, start, min(self.samples, start + self.shard_size), run=self.run)
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
@@ -55,7 +57,8 @@ class Plan:
             meta, shard = StoredShard(self.path(number)).meta, self.shard(number)
         except (FileNotFoundError, ValueError):
             return False
-        return (meta["shard"], meta["start"], meta["stop"]) == (shard.number, shard.start, shard.stop)
+        there = (meta["shard"], meta["start"], meta["stop"], meta.get("run"))
+        return there == (shard.number, shard.start, shard.stop, shard.run)
 
 
 @dataclass
