@@ -249,6 +249,26 @@ def save_jpeg(picture: np.ndarray, path: Path) -> None:
     Image.fromarray(picture).save(path, format="JPEG", quality=95)
 
 
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """An image with no side longer than `side`; a smaller one as it is."""
+    longest = max(image.size)
+    if longest <= side:
+        return image
+    from PIL import Image
+
+    size = [max(1, round(n * side / longest)) for n in image.size]
+    return image.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def encoded(image: Image.Image, kind: str, quality: int = 85) -> bytes:
+    """An image as the bytes of a file, "JPEG" or "PNG"."""
+    from io import BytesIO
+
+    file = BytesIO()
+    image.save(file, format=kind, **({"quality": quality, "optimize": True} if kind == "JPEG" else {}))
+    return file.getvalue()
+
+
 def open_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """An image file as Pillow's image, upright, grey or RGB; ValueError, naming the file, if it is none."""
     from PIL import Image, ImageOps

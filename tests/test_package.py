@@ -28,7 +28,7 @@ PUBLIC = [
     *("ScoreCAM", "SegEigenCAM", "SemanticSegmentationTarget", "ShapleyCAM", "SimilarityToConceptTarget"),
     *("SimpleFullGrad", "SmoothFullGrad", "SmoothGradCAMpp", "SoftmaxOutputTarget", "ViTReciproCAM", "XGradCAM"),
     *("TopPatches", "top_patches"),
-    *("ImageFiles", "MapBatches", "Maps", "attribute_dataset", "open_maps"),
+    *("ImageFiles", "MapBatches", "Maps", "attribute_dataset", "open_maps", "write_report"),
     *("__version__", "check_contrast", "denormalize", "deprocess_image", "dff", "explain", "gradient_picture"),
     "fasterrcnn_reshape_transform",
     *("layer_table", "load_image", "overlay", "preprocess_image", "run_dff_on_image", "show_cam_on_image"),
