@@ -45,6 +45,7 @@ def pictures(page: Path) -> None:
 
     with Chromium(1180, 800) as browser:
         browser.open(page)
+        browser.do("(s => { s.value = 'low'; s.dispatchEvent(new Event('change', {bubbles: true})) })(sort)")
         settle(browser)
         browser.screenshot(HERE / "report.png")
     with Chromium(1180, 800, dark=True) as browser:

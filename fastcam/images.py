@@ -260,11 +260,13 @@ def shrunk(image: Image.Image, side: int) -> Image.Image:
     return image.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def encoded(image: Image.Image, kind: str, quality: int = 85) -> bytes:
-    """An image as the bytes of a file, "JPEG" or "PNG"."""
+def encoded(picture: Image.Image | np.ndarray, kind: str, quality: int = 85) -> bytes:
+    """A picture of Pillow's, or uint8 `(H, W, k)`, as the bytes of a file, "JPEG" or "PNG"."""
     from io import BytesIO
 
-    file = BytesIO()
+    from PIL import Image
+
+    image, file = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture, BytesIO()
     image.save(file, format=kind, **({"quality": quality, "optimize": True} if kind == "JPEG" else {}))
     return file.getvalue()
 

@@ -18,7 +18,7 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), " ": (32, " "), "Home": (36, ""), "End": (35, "")}
-KEYS |= {"ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""), "ArrowDown": (40, ""), "PageDown": (34, "")}
+KEYS |= {f"Arrow{way}": (code, "") for code, way in enumerate(("Left", "Up", "Right", "Down"), 37)}
 
 
 def found() -> str | None:
@@ -42,9 +42,9 @@ class Chromium:
         self._in, back = os.pipe()
 
         def third_and_fourth() -> None:
-            high = os.dup(there) if there != 4 else os.dup(4), os.dup(back)
-            os.dup2(high[0], 3)
-            os.dup2(high[1], 4)
+            aside = os.dup(there), os.dup(back)  # either may be 3 or 4 itself
+            os.dup2(os.dup(aside[0]), 3)
+            os.dup2(os.dup(aside[1]), 4)
 
         command = [found(), *FLAGS, f"--user-data-dir={self._folder.name}", "about:blank"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

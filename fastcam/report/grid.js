@@ -31,7 +31,7 @@ function cell(n) {
 
 function measure() {
   const gap = parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--gap"));
-  const width = grid.clientWidth, least = Math.min(Math.max(page.tile, 100), 180, (width - gap) / 2);
+  const width = grid.clientWidth, least = Math.min(Math.max(page.tile, 100), 150, (width - gap) / 2);
   columns = Math.max(1, Math.floor((width + gap) / (least + gap)));
   side = (width - gap * (columns - 1)) / columns;
   row = side + TEXT + gap;

@@ -111,5 +111,3 @@ class Pictures:
                 if (file := folder.joinpath(*parts[begin:])).is_file():
                     return file
         return None
-
-
