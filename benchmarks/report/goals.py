@@ -62,6 +62,15 @@ def memory(side: str, base: str) -> Figure:
 COPY_SHARE = Figure(
     "share of copy bandwidth", "kernel", "copy", lambda row: row.get("copy_share", {}).get("kernel"), percent=True
 )
+OF_PLAIN_LOOP = Figure(
+    "images/s, share of a plain loop's",
+    *("fastcam", "plain loop", lambda row: ratio(row, "plain loop", "fastcam")),
+    percent=True,
+)
+GROWTH = Figure(
+    "resident after all images / after 200",
+    *("fastcam", "", lambda row: exactly(row["growth"]["process"]) if "growth" in row else None),
+)
 LAUNCHES = Figure("launches", "fastcam", "", lambda row: exactly(row["ours"]) if "ours" in row else None)
 
 
@@ -74,6 +83,7 @@ class Goal:
     least      the limit of a goal that has one
     aside      what the row of the worst figure has to say beside it
     beside     rows that the goal is not asked of, whose figures are stated with it
+    named      whether it is named where it is not measured
     """
 
     text: str
@@ -84,6 +94,7 @@ class Goal:
     least: float | None = None
     aside: Callable[[Row], str] = lambda row: ""
     beside: Wanted = lambda row: False
+    named: bool = True
 
     @property
     def limit(self) -> str:
@@ -135,7 +146,8 @@ def outcomes(devices: Iterable[Device]) -> list[Outcome]:
     for goal in GOALS:
         for kind in ("cpu", "cuda") if goal.on == "any" else (goal.on,):
             of_kind: list[Device | None] = [device for device in devices if device.kind == kind]
-            found += [_outcome(goal, kind, device) for device in of_kind or [None]]
+            of_goal = [_outcome(goal, kind, device) for device in of_kind or [None]]
+            found += [outcome for outcome in of_goal if goal.named or outcome.rows]
     return found
 
 
@@ -183,6 +195,10 @@ def launches(*methods: str) -> Wanted:
     return lambda row: row["case"] == "launches" and row["batch"] == 1 and row["method"] in methods
 
 
+def data_sets(kind: str) -> Wanted:
+    return lambda row: row["case"] == "dataset" and row["kind"] == kind
+
+
 _OVER_FORWARD = time("fastcam", "forward")
 GOALS = (
     Goal(
@@ -220,6 +236,18 @@ GOALS = (
         *("cuda", launches(*FAMILY), LAUNCHES, 2),
         beside=launches("eigencam"),  # no backward pass: what comes after the target layer
         aside=lambda row: f"{row['total']} launches in all, {row['forward']} of the forward pass",
+    ),
+    Goal(
+        "a data set of JPEGs, files read and maps written",
+        *("cpu", data_sets("throughput"), OF_PLAIN_LOOP),
+        least=0.9,
+        named=False,
+    ),
+    Goal("a data set in memory, maps written", "cuda", data_sets("throughput"), OF_PLAIN_LOOP, least=0.95, named=False),
+    Goal(
+        "a data set of 2,000 images: no memory is held on to",
+        *("cpu", data_sets("resident memory"), GROWTH, 1.05),
+        named=False,
     ),
     Goal("every row that torch-cam has", "any", calls(), time("fastcam", "torch-cam"), 1.05),
     Goal("every row that captum has", "any", calls(), time("fastcam", "captum"), 1.05),

@@ -73,8 +73,9 @@ class Claims:
 
     def is_lost(self, token: str) -> bool:
         """Whether the worker of this token has stopped without a word."""
-        host, process, _ = token.rsplit("-", 2)
-        return host == _host() and not _runs(int(process)) or self._silent(self._heartbeat(token))
+        host, _, process = token.rpartition("-")[0].rpartition("-")
+        gone = host == _host() and process.isdecimal() and not _runs(int(process))
+        return gone or self._silent(self._heartbeat(token))
 
     def tidy(self, folder: Path) -> None:
         """Remove the heartbeats of lost workers, and what they left unfinished in a folder."""
@@ -107,11 +108,11 @@ class Claims:
 
     def _silent(self, path: Path) -> bool:
         try:
-            last = path.stat().st_mtime
+            last = _touched(path)
         except FileNotFoundError:
             return True
         self._beat()
-        return self._heartbeat(self.token).stat().st_mtime - last > self.expiry
+        return _touched(self._heartbeat(self.token)) - last > self.expiry
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(self.expiry / _BEATS):
@@ -126,6 +127,12 @@ class Claims:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.claim"
+
+
+def _touched(path: Path) -> float:
+    """When the file was touched; it is opened, because a network's file system then asks its server."""
+    with open(path, "rb") as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _owner(claim: Path) -> str | None:
