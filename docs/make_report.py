@@ -47,16 +47,16 @@ def pictures(page: Path) -> None:
         browser.open(page)
         browser.do("(s => { s.value = 'low'; s.dispatchEvent(new Event('change', {bubbles: true})) })(sort)")
         settle(browser)
-        browser.screenshot(HERE / "report.png")
+        (HERE / "report.png").write_bytes(browser.screenshot())
     with Chromium(1180, 800, dark=True) as browser:
         browser.open(page)
         browser.do("document.getElementById('answer-wrong').click(), document.querySelector('.tile').click()")
         settle(browser)
-        browser.screenshot(HERE / "report_dark.png")
+        (HERE / "report_dark.png").write_bytes(browser.screenshot())
     with Chromium(390, 780, scale=1.5) as browser:
         browser.open(page)
         settle(browser)
-        browser.screenshot(HERE / "report_phone.png")
+        (HERE / "report_phone.png").write_bytes(browser.screenshot())
 
 
 def settle(browser: object) -> None:

@@ -57,8 +57,7 @@ class Chromium:
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         self.resize(*self.size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if self.dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.prefer(self.dark)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -100,8 +99,13 @@ class Chromium:
             self.call("Input.dispatchKeyEvent", type="keyDown", **about, **({"text": text} if text else {}))
             self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
-    def screenshot(self, file: pathlib.Path) -> None:
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+    def screenshot(self) -> bytes:
+        """What is seen, as a PNG file."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+
+    def prefer(self, dark: bool) -> None:
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def call(self, method: str, **given):
         return self._call(method, self._session, **given)

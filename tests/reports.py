@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import pathlib
 import re
@@ -50,8 +51,6 @@ class Page:
         self.title = html.unescape(re.search("<title>(.*?)</title>", self.text)[1])
 
     def picture(self, place: int) -> Image.Image:
-        import io
-
         return Image.open(io.BytesIO(base64.b64decode(self.lines[place][0])))
 
     def map(self, place: int, method: int = 0) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -44,7 +45,7 @@ def test_a_page_holds_every_image_with_its_map_and_record(page, images, run):
     (method,) = data["methods"]
     assert (method["name"], method["layers"], method["explained"]) == ("GradCAM", ["tail"], "true class")
     assert method["target"] == data["labels"] == maps.target.tolist()
-    assert method["predicted"] == maps.predicted.tolist() and len(set(method["predicted"])) > 1
+    assert method["predicted"] == maps.predicted.tolist()
     np.testing.assert_allclose(method["score"], maps.score, atol=1e-6)
     for place in (0, 11, 23):
         np.testing.assert_allclose(page.map(place), maps.read(place, size=None), atol=0.5 / 255 + 1e-6)
@@ -72,8 +73,8 @@ def test_a_title_is_text(images, run, tmp_path):
 
 def test_a_page_needs_nothing_from_outside(page):
     assert "default-src 'none'; img-src data:; script-src 'sha256-" in page.text
-    assert not re.findall(r"https?://|//\w+\.\w|@import|url\(", page.text.partition('id="data"')[0])
-    assert not re.findall(r"<link|<img|<iframe|\ssrc=|\shref=", page.text)
+    own = re.sub(r"<script type=.*?</script>", "", page.text, flags=re.DOTALL)  # without names and pictures
+    assert not re.findall(r"https?://|@import|url\(|import\(|fetch\(|<link|<iframe|\ssrc=|\shref=", own)
 
 
 def test_methods_stand_side_by_side(images, run, tmp_path):
@@ -90,8 +91,6 @@ def test_methods_stand_side_by_side(images, run, tmp_path):
     assert made.data["labels"] == open_maps(run).target.tolist(), "EigenCAM explains none, and hides none"
     np.testing.assert_allclose(made.map(5, 1), open_maps(other).read(5, None), atol=0.5 / 255 + 1e-6)
     assert made.data["methods"][1]["target"] == open_maps(other).predicted.tolist()
-    explained(images, tmp_path / "wider", targets=2, layer="body")
-    (tmp_path / "two").mkdir()
     shutil.copytree(images / "class-0", tmp_path / "few" / "class-0")
     explained(tmp_path / "few", tmp_path / "few-maps")
     with pytest.raises(ValueError, match="few-maps is of other images than"):
@@ -147,7 +146,7 @@ def test_pictures_of_a_data_set_that_reads_no_files(tmp_path):
         write_report(tmp_path / "run")
     made = Page(write_report(tmp_path / "run", images=pictures, tile=20))
     assert made.data["names"][4] == "image 4" and made.picture(4).size == (20, 10)
-    assert made.map(4).shape == (12, 24)[0:1] + (20,) or made.map(4).shape == (10, 20)
+    assert made.map(4).shape == (10, 20)
 
 
 def test_a_picture_that_is_gone_is_left_out(images, tmp_path, capsys):
@@ -179,8 +178,8 @@ def test_the_command(images, run, tmp_path, capsys, monkeypatch):
 def test_what_is_no_finished_run(images, run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     begun, mixed = tmp_path / "begun", tmp_path / "mixed"
-    shutil.copytree(run, begun)
-    shutil.rmtree(begun / "shards")
+    begun.mkdir()
+    shutil.copy(run / "manifest.json", begun)
     explained(images, mixed, targets=2, shard_size=10)
     shutil.copy(run / "shards" / "000001.npz", mixed / "shards")
     for arguments, message in [
@@ -213,7 +212,7 @@ def test_a_page_of_many_images_stays_within_its_size():
         maps = methods * (2 + map_side(count, side) ** 2)
         made = tile(noise, side, budget(count, maps))
         assert count * 4 / 3 * (len(made) + maps) < 60e6, (count, methods)
-        assert max(Image.open(__import__("io").BytesIO(made)).size) == side
+        assert max(Image.open(io.BytesIO(made)).size) == side
     assert tile_side(10_000) == 96
 
 
