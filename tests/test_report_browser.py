@@ -73,7 +73,7 @@ def test_all_images_are_there(page, made):
     assert page.do(NAMES) == open_maps(made / "one").paths
     assert page.do("document.title") == page.do("document.querySelector('h1').textContent") == "A & <b>"
     assert page.do("$('count').textContent") == "24 images"
-    assert page.do("$('failed').textContent").count("broken & <i>.jpg") == 2  # its name, and the reason
+    assert page.do("$('failed').textContent").count("broken & <i>.jpg") == 3  # its name, and in the reason
 
 
 def test_the_slider_moves_the_overlays_opacity(page):
@@ -145,7 +145,7 @@ def test_a_method_is_chosen(page, made):
 
 def test_a_hostile_name_is_text(page):
     assert f"class-2/{HOSTILE}" in page.do(NAMES)
-    assert page.do("[...$('class').options].map((o) => o.textContent)[2]") == f"1 {CLASSES[1]} (4)"
+    assert page.do("[...$('class').options].map((o) => o.textContent)[2]") == f"1 {CLASSES[1]} (5)"
     assert page.do("document.querySelectorAll('img[src=x], b, i, script').length") == 3  # those of the page itself
     page.do("[...document.querySelectorAll('.tile')].find((t) => t.title.includes('onerror')).click()")
     assert page.do("$('large-name').textContent") == f"class-2/{HOSTILE}"
@@ -240,7 +240,7 @@ def test_several_results_in_one_notebook(browser, tmp_path):
 def test_ten_thousand_images(browser, tmp_path):
     crops = (photographs(50, 224, 224) * 0.25 + 0.45).clamp(0, 1)
     pictures = [(255 * p.roll(n, 2)).byte() for n in range(200) for p in crops]
-    data = TensorDataset(torch.rand(10_000, 3, 16, 16))
+    data = TensorDataset(torch.rand(10_000, 3, 16, 16), torch.arange(10_000) % 5)
     attribute_dataset(GradCAM(tiny(), "body"), data, tmp_path / "run", workers=0, batch_size=500)
     file = write_report(tmp_path / "run", images=pictures)
     browser.open(file)
