@@ -71,7 +71,7 @@ def attribute_dataset(
     Raises ValueError if the folder holds another run's maps, saying what differs; OSError if the disk is full: the same
     call goes on later; RuntimeError if the model takes none of the first images.
 
-    >>> import tempfile
+    >>> import tempfile, fastcam
     >>> data = torch.utils.data.TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3)
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     >>> maps = attribute_dataset(fastcam.GradCAM(model, "0"), data, tempfile.mkdtemp(), "label", workers=0)
