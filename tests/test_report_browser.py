@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(chromium.found() is None, reason="no Chromium: apt-get install chromium"),
 ]
+BEE = CLASSES[1]
 NAMES = "[...document.querySelectorAll('#grid .cell')].sort((a, b) => a.ariaPosInSet - b.ariaPosInSet)"
 NAMES += ".map((c) => c.querySelector('.name').textContent)"
 FIRST = "document.querySelector('[aria-posinset=\"1\"] .picture')"
@@ -153,7 +154,7 @@ def test_a_hostile_name_is_text(page):
 
 
 def test_the_keyboard(page, made):
-    paths, focused = open_maps(made / "one").paths, "document.activeElement.title"
+    paths, focused = open_maps(made / "one").paths, "document.activeElement.querySelector('.name').textContent"
     page.do("$('opacity').focus()")
     page.press("Tab")
     assert page.do(focused) == paths[0]
@@ -181,7 +182,9 @@ def test_the_keyboard(page, made):
 def test_what_a_screen_reader_reads(page, made):
     record = open_maps(made / "one").record(6)
     label = page.do("document.querySelector('[aria-posinset=\"7\"] .tile').ariaLabel")
-    assert label.startswith(f"{record['path']}, bee") and label.endswith(", predicted ant, wrong")
+    percent = f"{100 * record['score']:.0f} %"
+    assert page.do("document.querySelector('[aria-posinset=\"7\"] .said').textContent") == f"ant ({BEE} {percent})"
+    assert label.startswith(f"{record['path']}, {BEE} {percent}") and label.endswith(", predicted ant, wrong")
     unlabelled = "[...document.querySelectorAll('select, input, button')].filter((e) => !e.labels?.length && "
     assert page.do(unlabelled + "!e.ariaLabel && !e.textContent.trim()).length") == 0
 
@@ -256,4 +259,4 @@ def test_ten_thousand_images(browser, tmp_path):
     browser.do("$('grid').querySelector('.tile').focus()")
     browser.press("End")
     browser.until(PAINTED)
-    assert browser.do("document.activeElement.title") == "image 9999" and browser.complaints == []
+    assert browser.do("document.activeElement.title").startswith("image 9999\n") and browser.complaints == []

@@ -23,7 +23,8 @@ function stored(place) {
 }
 
 const className = (index) => (index < 0 ? "" : page.classes[index] ?? String(index));
-const percent = (score) => (score === null ? "" : score >= 0 && score <= 1 ? Math.round(100 * score) + " %" : score.toPrecision(3));
+const inPercent = (score) => (score >= 0 && score <= 1 ? Math.round(100 * score) + " %" : score.toPrecision(3));
+const percent = (score) => (score === null ? "" : inPercent(score));
 const hasMap = (place, m = method) => page.methods[m].predicted[place] >= 0 || page.methods[m].score[place] !== null;
 const classOf = (place, m = method) => {
   const { target, predicted } = page.methods[m];
@@ -36,12 +37,20 @@ function isWrong(place, m = method) {
   return label < 0 || predicted < 0 ? null : label !== predicted;
 }
 
-/** What is said below a picture: the class that was explained with its score, and the prediction where it is another. */
+/** What is said of an image: the class that was explained with its score, and the prediction where it is another. */
 function said(place, m = method) {
   const { target, predicted, score } = page.methods[m];
   if (!hasMap(place, m)) return "no map";
   const parts = [[className(classOf(place, m)), percent(score[place])].filter(Boolean).join(" ")];
-  if (target[place] >= 0 && target[place] !== predicted[place]) parts.push("predicted " + className(predicted[place]));
+  const another = target[place] >= 0 && predicted[place] >= 0 && target[place] !== predicted[place];
+  if (another) parts.push("predicted " + className(predicted[place]));
   if (isWrong(place, m) && page.labels[place] !== target[place]) parts.push("is " + className(page.labels[place]));
   return parts.join(", ");
+}
+
+/** The same below a small picture: the prediction first, and in brackets what was explained where it is another. */
+function briefly(place) {
+  const { target, predicted, score } = page.methods[method];
+  if (target[place] < 0 || predicted[place] < 0 || target[place] === predicted[place]) return said(place);
+  return `${className(predicted[place])} (${className(target[place])} ${percent(score[place])})`;
 }

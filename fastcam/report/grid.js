@@ -14,10 +14,10 @@ function cell(n) {
   const wrong = isWrong(place), name = page.names[place], text = said(place);
   tile.type = "button";
   tile.tabIndex = n === active ? 0 : -1;
-  tile.title = name;
+  tile.title = `${name}\n${text}`;
   tile.setAttribute("aria-label", [name, text, wrong && "wrong"].filter(Boolean).join(", "));
   tile.classList.toggle("is-wrong", wrong === true);
-  tile.append(frame, element("span", "name", name), element("span", "said", text));
+  tile.append(frame, element("span", "name", name), element("span", "said", briefly(place)));
   tile.addEventListener("click", () => open(n));
   tile.addEventListener("focus", () => activate(n));
   made.setAttribute("role", "listitem");

@@ -4,7 +4,8 @@ const large = $("large");
 let opened = -1; // which of those shown is large
 
 function figure(place, m) {
-  const made = element("figure"), frame = pictureFrame(), caption = element("figcaption", "", m < 0 ? "image" : methodTitle(m));
+  const made = element("figure"), frame = pictureFrame();
+  const caption = element("figcaption", "", m < 0 ? "image" : methodTitle(m));
   const label = page.labels && page.labels[place] >= 0 ? "is " + className(page.labels[place]) : "";
   const line = element("span", m >= 0 && isWrong(place, m) ? "wrong" : "", m < 0 ? label : said(place, m));
   fill(frame, place, m);

@@ -63,7 +63,7 @@ def write_report(
     Raises ValueError if a folder holds no maps, no finished shard or shards of another run, if the folders are of
     different images, or if no picture is found.
 
-    >>> import tempfile, torch
+    >>> import tempfile, torch, fastcam
     >>> data = torch.utils.data.TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3)
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
     >>> cam, folder = fastcam.GradCAM(model, "0"), tempfile.mkdtemp()
