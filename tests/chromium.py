@@ -85,7 +85,7 @@ class Chromium:
             raise AssertionError(answer["exceptionDetails"])
         return answer["result"].get("value")
 
-    def until(self, script: str, seconds: float = 30) -> None:
+    def until(self, script: str, seconds: float = 10) -> None:
         end = time.monotonic() + seconds
         while not self.do(script):
             assert time.monotonic() < end, f"never: {script}"
