@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from fastcam.model_targets import SemanticSegmentationTarget as SemanticSegmentationTarget
     from fastcam.model_targets import SimilarityToConceptTarget as SimilarityToConceptTarget
     from fastcam.model_targets import SoftmaxOutputTarget as SoftmaxOutputTarget
+    from fastcam.report.page import write_report as write_report
     from fastcam.reshape_transforms import fasterrcnn_reshape_transform as fasterrcnn_reshape_transform
     from fastcam.reshape_transforms import swinT_reshape_transform as swinT_reshape_transform
     from fastcam.reshape_transforms import vit_reshape_transform as vit_reshape_transform
@@ -115,6 +116,7 @@ _WHERE = {
     "fastcam.dataset.maps": ("open_maps", "Maps"),
     "fastcam.dataset.sources": ("ImageFiles",),
     "fastcam.dataset.map_batches": ("MapBatches",),
+    "fastcam.report.page": ("write_report",),
     "fastcam.methods.factorization": ("DeepFeatureFactorization", "dff", "run_dff_on_image"),
     "fastcam.visualize.edges": ("sobel_cam",),
     "fastcam.visualize.dreams": ("deep_dream", "Dream"),

@@ -249,6 +249,28 @@ def save_jpeg(picture: np.ndarray, path: Path) -> None:
     Image.fromarray(picture).save(path, format="JPEG", quality=95)
 
 
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """An image with no side longer than `side`; a smaller one as it is."""
+    longest = max(image.size)
+    if longest <= side:
+        return image
+    from PIL import Image
+
+    size = [max(1, round(n * side / longest)) for n in image.size]
+    return image.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def encoded(picture: Image.Image | np.ndarray, kind: str, quality: int = 85) -> bytes:
+    """A picture of Pillow's, or uint8 `(H, W, k)`, as the bytes of a file, "JPEG" or "PNG"."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    image, file = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture, BytesIO()
+    image.save(file, format=kind, **({"quality": quality, "optimize": True} if kind == "JPEG" else {}))
+    return file.getvalue()
+
+
 def open_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """An image file as Pillow's image, upright, grey or RGB; ValueError, naming the file, if it is none."""
     from PIL import Image, ImageOps

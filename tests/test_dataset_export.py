@@ -113,8 +113,8 @@ def test_paths_are_exported(kind, tmp_path):
         Image.new("RGB", (32, 32), (9, 200, 30)).save(folder / name)
     maps = attributed(GradCAM(tiny(), "body"), ImageFiles(folder, Preprocess(32, 32)), tmp_path / "out")
     maps.export(tmp_path / f"maps.{kind}")
-    readable = [p for p in read(tmp_path / f"maps.{kind}")["path"] if "caf" not in p]
-    assert readable == ["a.png", "é 写.png"] and len(maps) == 3
+    other = "caf\ufffd.png" if kind == "parquet" else os.fsdecode(b"caf\xe9.png")  # Parquet holds UTF-8 only
+    assert sorted(read(tmp_path / f"maps.{kind}")["path"]) == sorted(["a.png", other, "é 写.png"])
 
 
 @pytest.mark.parametrize("kind", NEEDED)

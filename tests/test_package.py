@@ -28,7 +28,7 @@ PUBLIC = [
     *("ScoreCAM", "SegEigenCAM", "SemanticSegmentationTarget", "ShapleyCAM", "SimilarityToConceptTarget"),
     *("SimpleFullGrad", "SmoothFullGrad", "SmoothGradCAMpp", "SoftmaxOutputTarget", "ViTReciproCAM", "XGradCAM"),
     *("TopPatches", "top_patches"),
-    *("ImageFiles", "MapBatches", "Maps", "attribute_dataset", "open_maps"),
+    *("ImageFiles", "MapBatches", "Maps", "attribute_dataset", "open_maps", "write_report"),
     *("__version__", "check_contrast", "denormalize", "deprocess_image", "dff", "explain", "gradient_picture"),
     "fasterrcnn_reshape_transform",
     *("layer_table", "load_image", "overlay", "preprocess_image", "run_dff_on_image", "show_cam_on_image"),
@@ -115,8 +115,16 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     subprocess.run(build, check=True, cwd=_copied(source, tmp_path / "tree"), capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    data = ("demo_data/weights.pt", "demo_data/digits.npz", "compat/flashtorch/imagenet.txt")
-    for needed in ("py.typed", *data):
+    data = (
+        "demo_data/weights.pt",
+        "demo_data/digits.npz",
+        "compat/flashtorch/imagenet.txt",
+        "report/page.html",
+        "report/page.css",
+        "report/grid.js",
+    )
+    templates = ("report/page.html", "report/page.css", "report/grid.js", "report/notebook.css")
+    for needed in ("py.typed", *data, *templates):
         assert f"fastcam/{needed}" in inside
     assert {f"fastcam/kernels/{f.name}" for f in (ROOT / "kernels").glob("*.py")} <= inside
     assert not any(name.startswith(("kernels/", "tests/", "benchmarks/")) for name in inside)

@@ -1,4 +1,4 @@
-"""The `fastcam` command: explain images or whole data sets, look inside a network, list its layers, run the demo."""
+"""The `fastcam` command: explain images or whole data sets, report, look inside a network, run the demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 import fastcam
-from fastcam.cli import demo, explain, inside, layers, run
+from fastcam.cli import demo, explain, inside, layers, report, run
 from fastcam.cli.arguments import complain
 
 
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastcam", description="See what a vision network looks at.")
     parser.add_argument("--version", action="version", version=f"fastcam {fastcam.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (explain, run, inside, layers, demo):
+    for group in (explain, run, report, inside, layers, demo):
         group.add_to(commands)
     return parser
 

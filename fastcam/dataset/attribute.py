@@ -103,6 +103,7 @@ def attribute_dataset(
             "dataset": describing.described_dataset(dataset),
         }
         manifest.agree(out, wanted, claims.token)
+        plan.run = manifest.run_of(manifest.read(out))
         claims.tidy(out)
         claims.tidy(plan.folder)
         if retry_failed and rank == 0:

@@ -92,7 +92,7 @@ def _parquet(maps: Maps, path: Path, size: Size) -> None:
     try:
         for start, stop, columns in _parts(maps, size):
             table: dict[str, Any] = {**_columns(maps, start, stop)}
-            table["path"] = pyarrow.array(maps.paths[start:stop], pyarrow.string())
+            table["path"] = pyarrow.array(map(_readable, maps.paths[start:stop]), pyarrow.string())
             for name, found in columns.items():
                 table[name] = pyarrow.array([m.ravel() for m in found], pyarrow.list_(pyarrow.float32()))
                 table[f"{name}_shape"] = pyarrow.array([m.shape for m in found], pyarrow.list_(pyarrow.int32()))
@@ -102,3 +102,8 @@ def _parquet(maps: Maps, path: Path, size: Size) -> None:
     finally:
         if writer is not None:
             writer.close()
+
+
+def _readable(path: str | None) -> str | None:
+    """A path as UTF-8 has it: a byte of a name in another encoding becomes the replacement character."""
+    return None if path is None else path.encode(errors="surrogateescape").decode(errors="replace")

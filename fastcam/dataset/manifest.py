@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 import fastcam
+from fastcam.dataset.describing import fingerprint
 from fastcam.dataset.whole_files import write_first, write_whole
 
 FORMAT = 1
@@ -45,6 +46,12 @@ def read(out: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{path} is no manifest of fastcam's, or of a later version")
     return found
+
+
+def run_of(found: Mapping[str, Any]) -> str:
+    """What the run of a manifest is known by in its shards, whatever has come of it so far."""
+    agreed = {name: value for name, value in found.items() if name != _RESULT}
+    return fingerprint([json.dumps(agreed, sort_keys=True)])[:16]
 
 
 def add_result(out: Path, result: Mapping[str, Any], token: str) -> None:

@@ -55,8 +55,8 @@ class Maps(Sequence[np.ndarray]):
         self.shards = [StoredShard(path) for path in sorted((out / "shards").glob("[0-9]*.npz"))]
         if not self.shards:
             raise ValueError(f"{out} holds no finished shard of maps")
-        wrong = [s.path.name for n, s in enumerate(self.shards) if s.meta["stop"] > self.manifest["dataset"]["samples"]]
-        if wrong:
+        run = manifest.run_of(self.manifest)
+        if wrong := [s.path.name for s in self.shards if s.meta.get("run") != run]:
             raise ValueError(f"{out}: {wrong[0]} is not of the run that {manifest.NAME} describes")
         columns = {
             name: np.concatenate([s.records[name] for s in self.shards])

@@ -59,6 +59,7 @@ class Shard:
     samples: list[Sample] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     batch_size: int = 0  # the smallest that memory made of the one asked for
+    run: str = ""  # what the manifest of its run is known by
 
     def __len__(self) -> int:
         return len(self.samples) + len(self.failures)
@@ -77,6 +78,7 @@ class Shard:
             "start": self.start,
             "stop": self.stop,
             "batch_size": self.batch_size,
+            "run": self.run,
             "layers": layers,
         }
         meta |= {"paths": [paths.get(s.index) for s in samples], "failed": failures}

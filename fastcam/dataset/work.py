@@ -26,6 +26,7 @@ class Plan:
 
     shard_size   samples of a shard; the last one has what is left
     workers      processes that read
+    run          what the manifest is known by
     """
 
     out: Path
@@ -34,6 +35,7 @@ class Plan:
     shard_size: int
     store: str
     workers: int
+    run: str = ""
 
     @property
     def folder(self) -> Path:
@@ -45,7 +47,7 @@ class Plan:
 
     def shard(self, number: int) -> Shard:
         start = number * self.shard_size
-        return Shard(number, start, min(self.samples, start + self.shard_size))
+        return Shard(number, start, min(self.samples, start + self.shard_size), run=self.run)
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
@@ -56,8 +58,8 @@ class Plan:
             found, shard = StoredShard(self.path(number)), self.shard(number)
         except (FileNotFoundError, ValueError):
             return None
-        place = (found.meta["shard"], found.meta["start"], found.meta["stop"])
-        return found if place == (shard.number, shard.start, shard.stop) else None
+        place = (found.meta["shard"], found.meta["start"], found.meta["stop"], found.meta.get("run"))
+        return found if place == (shard.number, shard.start, shard.stop, shard.run) else None
 
     def is_done(self, number: int) -> bool:
         return self.stored(number) is not None

@@ -91,6 +91,24 @@ class Attribution(Result):
         options = {"image": image, "reduce": reduce, "clip": clip, "colormap": colormap, "picture": picture}
         return super().plot(ax, **options, mean=mean, std=std, class_names=class_names)
 
+    def _repr_html_(self) -> str | None:
+        """Its maps over the images, with a slider; of what is no image in two dimensions nothing."""
+        if self.image.ndim != 4:
+            return None
+        from fastcam.figures.panels import SEQUENTIAL, Scale, scale_of
+        from fastcam.report.notebook import slider_of
+
+        T, shape = self._per_image, self.data.shape[-2:]
+        maps = self.map().detach().float().cpu().reshape(-1, *shape).numpy()
+        maps = np.stack([m / scale_of(m).high for m in maps])  # each image on its own scale, as in the figure
+        titles = {str(self.settings.get("method", "attribution")): (maps, Scale(0.0, 1.0, SEQUENTIAL), None)}
+        pictures = [p for p in pictures_of(self.image) for _ in range(T)]
+        said = [captions(self.outputs, self.target, self.score, n, t) for n in range(len(self.image)) for t in range(T)]
+        return slider_of(pictures, titles, said)
+
+    def _repr_png_(self) -> bytes | None:  # type: ignore[override]
+        return super()._repr_png_() if self.image.ndim == 4 else None
+
     def _tensors(self) -> dict[str, Tensor | None]:
         return super()._tensors() | {"image": self.image, "outputs": self.outputs}
 

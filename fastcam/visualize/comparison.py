@@ -24,6 +24,7 @@ from fastcam.visualize.attribution import REDUCTIONS, Attribution, ClassNames, c
 
 if TYPE_CHECKING:
     from fastcam.figures.canvas import Layout
+    from fastcam.figures.panels import Scale
 
 Method = str | type[BaseCAM] | type[InputGradient] | Callable[[Any, Any], Any]
 
@@ -94,9 +95,27 @@ class Comparison(Result):
         class_names: ClassNames = None,
     ) -> None:
         from fastcam.figures.attributions import comparison_grid, label_rows
-        from fastcam.figures.panels import Scale, scale_of
 
         T, pictures = self._per_image, pictures_of(self.image, picture, mean, std)
+        comparison_grid(axes, [p for p in pictures for _ in range(T)], self._columns(clip, colormap), overlay)
+        places = [(n, t) for n in range(len(pictures)) for t in range(T)]
+        label_rows(axes, [captions(self.outputs, self.target, self.score, n, t, class_names) for n, t in places])
+
+    def _repr_html_(self) -> str:
+        """Its maps over the images, with a slider."""
+        from fastcam.report.notebook import slider_of
+
+        T = self._per_image
+        pictures = [p for p in pictures_of(self.image) for _ in range(T)]
+        said = [captions(self.outputs, self.target, self.score, n, t) for n in range(len(self.image)) for t in range(T)]
+        return slider_of(pictures, self._columns(), said)
+
+    def _columns(
+        self, clip: float | None = 99.0, colormap: str | None = None
+    ) -> dict[str, tuple[np.ndarray, Scale, float | None]]:
+        """Each method's maps `(rows, H, W)`, their scale, and how they lie over an image."""
+        from fastcam.figures.panels import Scale, scale_of
+
         columns: dict[str, tuple[np.ndarray, Scale, float | None]] = {}
         for name, maps in self.maps.items():
             values = maps.detach().float().cpu().numpy().reshape(-1, *maps.shape[-2:])
@@ -104,9 +123,7 @@ class Comparison(Result):
                 columns[name] = values, Scale(0.0, 1.0, colormap or "jet"), 0.5
             else:
                 columns[name] = values, scale_of(values, clip, colormap), None
-        comparison_grid(axes, [p for p in pictures for _ in range(T)], columns, overlay)
-        places = [(n, t) for n in range(len(pictures)) for t in range(T)]
-        label_rows(axes, [captions(self.outputs, self.target, self.score, n, t, class_names) for n, t in places])
+        return columns
 
     @property
     def _per_image(self) -> int:

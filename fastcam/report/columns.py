@@ -1,0 +1,149 @@
+"""What the folders of `fastcam run` and `fastcam explain` hold, in one shape: a column a method, a row an image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcam.dataset import manifest
+from fastcam.dataset.maps import Maps, open_maps
+from fastcam.images import Preprocess
+
+
+@dataclass
+class Row:
+    """An explained image; classes are -1 where there is none, `map` reads the map `(h, w)` in [0, 1]."""
+
+    path: str | None
+    index: int
+    target: int
+    predicted: int
+    score: float
+    map: Callable[[], np.ndarray]
+
+    @property
+    def key(self) -> str | int:
+        """What it is known by in every column."""
+        return self.index if self.path is None else self.path
+
+
+@dataclass
+class Column:
+    """A method's maps of some images.
+
+    layers      that it looked at
+    explained   which classes, in words
+    labelled    whether those were the data set's own
+    dataset     of what: columns that agree in it can stand side by side
+    preprocess  how image files became pictures; None if that is not known
+    failed      path and reason of each sample without a map
+    classes     names by index
+    """
+
+    out: Path
+    method: str
+    layers: list[str]
+    explained: str
+    rows: list[Row]
+    dataset: Any
+    preprocess: Preprocess | None
+    labelled: bool = False
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    classes: dict[int, str] = field(default_factory=dict)
+
+
+def columns_of(out: Path) -> list[Column]:
+    """Those of a folder: one of `fastcam run`, as many as methods were asked of `fastcam explain`.
+
+    ValueError if it holds no maps, no finished shard, or shards of another run than its manifest's.
+    """
+    if (out / manifest.NAME).exists():
+        return [_of_maps(open_maps(out))]
+    if not out.is_dir():
+        raise ValueError(f"no folder {out}")
+    if not (found := list(_of_records(out))):
+        raise ValueError(f"{out} holds no maps: neither {manifest.NAME} of `fastcam run` nor records of `explain`")
+    return found
+
+
+def _of_maps(maps: Maps) -> Column:
+    about, targets = maps.manifest, maps.manifest["targets"]
+    numbers = zip(maps.indices, maps.target, maps.predicted, maps.score, strict=True)
+    rows = [
+        Row(maps.paths[i], int(index), int(target), int(predicted), float(score), partial(maps.read, i, None))
+        for i, (index, target, predicted, score) in enumerate(numbers)
+    ]
+    found = about["dataset"].get("preprocess")
+    explained = {"predicted": "predicted class", "label": "true class"}.get(targets, _class(targets))
+    return Column(
+        maps.out,
+        about["method"]["class"],
+        about["method"]["layers"] or [],
+        "no class" if explained.endswith(" class") and (maps.target < 0).all() else explained,
+        rows,
+        about["dataset"],
+        None if found is None else Preprocess(**found),
+        targets == "label",
+        [{"path": f["path"] or f"sample {f['index']}", "reason": f["reason"]} for f in maps.failed],
+    )
+
+
+def _class(targets: Any) -> str:
+    return f"class {targets}" if isinstance(targets, int) else str(targets).rpartition(".")[2]
+
+
+def _of_records(out: Path) -> Iterator[Column]:
+    """A column for the records that agree in all but the image and its classes."""
+    groups: dict[str, Column] = {}
+    for file in sorted(out.glob("*.json")):
+        record = _record(file)
+        if record is None:
+            continue
+        about = {name: value for name, value in record.items() if name not in ("image", "predicted", "explained")}
+        key = json.dumps(about, sort_keys=True)
+        column = groups.setdefault(key, _column_of_record(out, record))
+        classes = [record[name] or {"class": -1, "score": None} for name in ("explained", "predicted")]
+        column.classes |= {c["class"]: c["name"] for c in classes if "name" in c}
+        explained, predicted = classes
+        score = explained["score"] if explained["score"] is not None else predicted["score"]
+        read = partial(_stored_map, file.with_suffix(".npy"))
+        row = Row(record["image"], len(column.rows), explained["class"], predicted["class"], score, read)
+        column.rows.append(row)
+    for column in groups.values():
+        targets = {row.target for row in column.rows}
+        if -1 in targets:
+            column.explained = "no class"
+        elif any(row.target != row.predicted for row in column.rows) and len(targets) == 1:
+            column.explained = f"class {targets.pop()}"
+        yield column
+
+
+def _record(file: Path) -> dict[str, Any] | None:
+    """What `fastcam explain` wrote beside a map; None if it is something else."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return None
+    wanted = {"image", "method", "predicted", "explained", "preprocess"}
+    whole = isinstance(record, Mapping) and wanted <= record.keys() and file.with_suffix(".npy").exists()
+    return dict(record) if whole else None
+
+
+def _column_of_record(out: Path, record: Mapping[str, Any]) -> Column:
+    layers = record.get("layer") or []
+    return Column(out, record["method"], layers, "predicted class", [], None, Preprocess(**record["preprocess"]))
+
+
+def _stored_map(file: Path) -> np.ndarray:
+    """A map, or of a gradient `(k, H, W)` its largest absolute value over channels, cut at its 99th percentile."""
+    values = np.load(file)
+    if values.ndim != 3:
+        return values
+    sizes = np.abs(values).max(0)
+    return (sizes / max(float(np.percentile(sizes, 99)), 1e-30)).clip(0, 1)

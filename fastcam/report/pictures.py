@@ -1,0 +1,113 @@
+"""The pictures of a report: found, made small and encoded so that the page stays within its size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fastcam.images import Preprocess, as_image, encoded, shrunk
+from fastcam.report.columns import Row
+from fastcam.report.table import Table
+
+_FILE = 58e6  # bytes of a page of up to 10,000 images, beside what is said of them
+_TILES = ((400, 256), (2_000, 160))  # up to so many images, pixels a side; beyond 96
+_LEAST_TILE = 96
+_FEWEST = 1_500  # bytes that a tile may take however many there are
+_QUALITIES = (85, 78, 68, 56, 42, 30, 20)
+_SAID = 160  # bytes of an image's path, classes and scores, about
+_LOOKED_AT = 64  # images, to find out where they all lie
+Missing = Callable[[str], None]
+
+
+def tile_side(images: int) -> int:
+    """Pixels of a tile's longer side."""
+    return next((side for most, side in _TILES if images <= most), _LEAST_TILE)
+
+
+def map_side(images: int, tile: int) -> int:
+    """Values of a map's longer side: the browser makes up the rest."""
+    return min(tile, 128) if images <= _TILES[0][0] else 48 if images <= _TILES[1][0] else 24
+
+
+def small_map(values: np.ndarray, side: int) -> np.ndarray:
+    """A map in [0, 1] in 8 bits, no side longer than `side`. ValueError for what is not in two dimensions."""
+    if values.ndim != 2:
+        raise ValueError(f"a report shows maps of images, (h, w): these are {values.shape}")
+    longest = max(values.shape)
+    if longest > side:
+        size = [max(1, round(n * side / longest)) for n in values.shape]
+        values = F.interpolate(torch.from_numpy(values)[None, None].float(), size, mode="area")[0, 0].numpy()
+    return (255 * values.clip(0, 1)).round().astype(np.uint8)
+
+
+def budget(images: int, maps: int) -> int:
+    """Bytes of a tile, where `maps` are those of its maps; base64 makes four of three."""
+    return max(_FEWEST, int(0.75 * (_FILE / images - _SAID)) - maps)
+
+
+def tile(picture: Any, side: int, most: int) -> bytes:
+    """A JPEG file of a picture, no side longer than `side`, in at most `most` bytes as far as that can be done."""
+    small = shrunk(as_image(picture), side)
+    made = b""
+    for quality in _QUALITIES:
+        made = encoded(small, "JPEG", quality)
+        if len(made) <= most:
+            break
+    return made
+
+
+class Pictures:
+    """What an image of a table looks like, as the model saw it.
+
+    images   a folder below which the recorded paths lie; or the pictures themselves, by their place in the data set;
+             None for paths as they are, from here or from the folder that holds the maps
+    lost     called with what is wrong with a picture that is not there; it is left out
+    ValueError if none is there.
+    """
+
+    def __init__(self, table: Table, images: Any, lost: Missing) -> None:
+        self.lost, self.given = lost, None
+        self.preprocess = table.columns[0].preprocess
+        if images is not None and not isinstance(images, str | os.PathLike):
+            self.given = images
+            return
+        first = table.columns[0].out
+        if self.preprocess is None:
+            raise ValueError(f"{first} is of no image files: pass the data set's pictures, images=, from Python")
+        self.folders = [Path(images)] if images is not None else [Path(), first.parent]
+        looked_at = [table.first(key).path for key in table.keys[:_LOOKED_AT]]
+        if not any(path is not None and self._found(path) for path in looked_at):
+            where = f"below {images}" if images is not None else "here"
+            raise ValueError(f"the images of {first}, {looked_at[0]} say, are not {where}: give their folder, --images")
+
+    def of(self, row: Row) -> Any:
+        """A picture as `as_image` takes it, or None."""
+        try:
+            if self.given is not None:
+                return self._given(row.index)
+            path = self._found(row.path or "")
+            if path is None:
+                raise FileNotFoundError("no such file")
+            return (self.preprocess or Preprocess()).pixels(path)
+        except (ValueError, OSError, IndexError, KeyError) as error:
+            self.lost(f"{row.path or row.index}: no picture: {error}")
+            return None
+
+    def _given(self, index: int) -> Any:
+        item = self.given[index]  # type: ignore[index]
+        return item[0] if isinstance(item, tuple | list) else item
+
+    def _found(self, path: str) -> Path | None:
+        """The file of a recorded path, which may begin further up than the folder: `photos/a.png` below `photos`."""
+        parts = PurePath(path).parts
+        for folder in self.folders:
+            for begin in range(len(parts)):
+                if (file := folder.joinpath(*parts[begin:])).is_file():
+                    return file
+        return None
