@@ -13,6 +13,7 @@ PARTS = {
     "methods": ("methods", "perturbation", "toolbox", "inside"),
     "operators": ("operators", "launches", "compiled"),
     "scale": ("scale",),
+    "optimize": ("optimize",),
 }
 GPU_ONLY = ("launches",)
 CASES = tuple(case for cases in PARTS.values() for case in cases)

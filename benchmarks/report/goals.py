@@ -74,6 +74,7 @@ class Goal:
     least      the limit of a goal that has one
     aside      what the row of the worst figure has to say beside it
     beside     rows that the goal is not asked of, whose figures are stated with it
+    once_measured   whether it is left out where nothing of it is measured
     """
 
     text: str
@@ -84,6 +85,7 @@ class Goal:
     least: float | None = None
     aside: Callable[[Row], str] = lambda row: ""
     beside: Wanted = lambda row: False
+    once_measured: bool = False
 
     @property
     def limit(self) -> str:
@@ -136,7 +138,7 @@ def outcomes(devices: Iterable[Device]) -> list[Outcome]:
         for kind in ("cpu", "cuda") if goal.on == "any" else (goal.on,):
             of_kind: list[Device | None] = [device for device in devices if device.kind == kind]
             found += [_outcome(goal, kind, device) for device in of_kind or [None]]
-    return found
+    return [outcome for outcome in found if outcome.rows or not outcome.goal.once_measured]
 
 
 def _outcome(goal: Goal, kind: str, device: Device | None) -> Outcome:
@@ -183,6 +185,11 @@ def launches(*methods: str) -> Wanted:
     return lambda row: row["case"] == "launches" and row["batch"] == 1 and row["method"] in methods
 
 
+def fast_mode(**wanted: object) -> Wanted:
+    """Rows of fast mode that have these values."""
+    return lambda row: row["case"] == "optimize" and all(row.get(key) == value for key, value in wanted.items())
+
+
 _OVER_FORWARD = time("fastcam", "forward")
 GOALS = (
     Goal(
@@ -220,6 +227,23 @@ GOALS = (
         *("cuda", launches(*FAMILY), LAUNCHES, 2),
         beside=launches("eigencam"),  # no backward pass: what comes after the target layer
         aside=lambda row: f"{row['total']} launches in all, {row['forward']} of the forward pass",
+    ),
+    Goal(
+        "ResNet-50, batch 4: Grad-CAM in fast mode",
+        *("cpu", fast_mode(model="resnet50", batch=4), time("fast", "forward"), 0.9),
+        aside=lambda row: f"largest difference {row['difference']:.0e}",
+        once_measured=True,
+    ),
+    Goal(
+        "ResNet-50, batch 256: Grad-CAM in fast mode, bf16, compiled",
+        *("cuda", fast_mode(model="resnet50", batch=256), time("fast bf16 compiled", "forward"), 0.5),
+        aside=lambda row: f"rank correlation {row['rank_correlation'].get('fast bf16 compiled', 0):.3f}",
+        once_measured=True,
+    ),
+    Goal(
+        "ResNet-50, batch 1: Grad-CAM in fast mode, CUDA graphs",
+        *("cuda", fast_mode(model="resnet50", batch=1), time("fast graphed", "graphed forward"), 1.3),
+        once_measured=True,
     ),
     Goal("every row that torch-cam has", "any", calls(), time("fastcam", "torch-cam"), 1.05),
     Goal("every row that captum has", "any", calls(), time("fastcam", "captum"), 1.05),

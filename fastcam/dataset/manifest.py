@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +47,8 @@ def described_method(cam: BaseCAM) -> dict[str, Any]:
     layers = cam.target_layers
     kept = ("model", "target_layers", "outputs", "base_cam")
     settings = {name: value for name, value in vars(cam).items() if not name.startswith("_") and name not in kept}
+    if cam.optimize is None:
+        settings.pop("optimize", None)
     found = {
         "class": type(cam).__name__,
         "layers": None if layers is None else [layer_name(cam.model, layer) for layer in layers],
@@ -60,6 +63,8 @@ def plain(value: Any) -> Any:
     """A setting as JSON has it, with no address in memory."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

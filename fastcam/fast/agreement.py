@@ -46,7 +46,7 @@ def agreement_of(fast: Sequence[Tensor], exact: Sequence[Tensor], beside: int, n
     """
     found: list[tuple[float, float]] = []
     for pair in zip(fast, exact, strict=True):
-        a, b = (m.float().cpu().reshape(-1, *m.shape[beside:]) for m in pair)
+        a, b = (m.cpu().double().reshape(-1, *m.shape[beside:]) for m in pair)
         if not normalized:
             a, b = (ops.min_max(m.relu()) for m in (a, b))
         found += [

@@ -62,7 +62,7 @@ class FastModel:
             self.net.to(settings.torch_dtype)
         if settings.channels_last and not wanted.plain:
             for module in filter(_is_planar, self.net.modules()):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                module.to(memory_format=torch.channels_last)
         if wanted.frozen:
             self.net.requires_grad_(False)
         if settings.compile and wanted.compile:

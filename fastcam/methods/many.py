@@ -84,7 +84,8 @@ def explain(
         cams[name] = cls(model, [] if everywhere else chosen, reshape_transform, **(options or {}).get(name, {}))
     if others := [name for name in options or {} if name not in cams]:
         raise ValueError(f"options are given for {others[0]!r}, which is not among the methods")
-    keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(unwrap(model), size, x)}
+    pixels = map_size(unwrap(model), size, x)
+    keywords: dict[str, Any] = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": pixels}
     names = [layer_name(model, layer) for layer in chosen]
     agreement: Mapping[str, Agreement] = {}
     if (settings := settings_of(optimize)) is None:
