@@ -96,8 +96,6 @@ class FastCalls:
                 if self.settings.compile and not wanted.compile:
                     inside = next(type(c).__name__ for c in cams.values() if _asked(c).looks_inside)
                     self._messages.append(f"{type(model).__name__} is not compiled: {inside} looks inside of it")
-            else:
-                fast.refresh(model)
             first = key not in fast.measured
             fast.measured.setdefault(key, {})
             self.agreement = fast.measured[key] or self.agreement

@@ -85,28 +85,28 @@ class FastModel:
         return x.map(lambda t: t.to(dtype) if t.is_floating_point() else t, everywhere=True)
 
     def is_of(self, model: nn.Module, wanted: Wanted) -> bool:
-        """Whether it is a copy of this model, but for values, made for such a method."""
-        return wanted == self.wanted and self._seen.same_structure(_Seen(model))
-
-    def refresh(self, model: nn.Module) -> bool:
-        """Take the model's values if they have changed; whether they had."""
-        now = _Seen(model)
-        if self._seen.same_values(now):
+        """Whether it is a copy of this model, made for such a method. New values of the model are taken first."""
+        if wanted != self.wanted:
             return False
-        folded = {name for pair in self._pairs for name in pair}
-        with torch.no_grad():
-            for (name, source), (other, target) in zip(
-                _tensors(model, folded), _tensors(self.net, folded), strict=True
-            ):
-                assert name == other
-                target.copy_(source)
-            for pair in self._pairs:
-                convolution: Any = self.net.get_submodule(pair.convolution)
-                weight, bias = folded_weights(*map(model.get_submodule, pair))
-                convolution.weight.copy_(weight)
-                convolution.bias.copy_(bias)
-        self._seen, self.measured = now, {}
+        if not self._seen.still(model):
+            if not self._seen.alike(model):
+                return False
+            self._refresh(model)
         return True
+
+    @torch.no_grad()
+    def _refresh(self, model: nn.Module) -> None:
+        """Take the model's values."""
+        folded = {name for pair in self._pairs for name in pair}
+        for (name, source), (other, target) in zip(_tensors(model, folded), _tensors(self.net, folded), strict=True):
+            assert name == other
+            target.copy_(source)
+        for pair in self._pairs:
+            convolution: Any = self.net.get_submodule(pair.convolution)
+            weight, bias = folded_weights(*map(model.get_submodule, pair))
+            convolution.weight.copy_(weight)
+            convolution.bias.copy_(bias)
+        self._seen, self.measured = _Seen(model), {}
 
     def _fold(self, model: nn.Module, x: Inputs, tell: Tell) -> None:
         """Fold what can be folded, if the output stays what it was."""
@@ -203,26 +203,39 @@ def _tensors(net: nn.Module, without: set[str]) -> Iterator[tuple[str, Tensor]]:
 
 
 class _Seen:
-    """A model's modules and tensors as they are now, told from what they will be by whoever looks again.
+    """A model's modules and tensors as they are now, told from what they are when somebody looks again.
 
     A write through `.data`, numpy or another view that shares memory but no version is not seen.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        modules = all_modules(net)
-        tensors = [t for m in modules for own in (m._parameters, m._buffers) for t in own.values() if t is not None]
-        self._modules = [weakref.ref(m) for m in modules]
-        self._tensors = [weakref.ref(t) for t in tensors]
+        modules, tensors = _parts(net)
+        self._modules, self._tensors = [weakref.ref(m) for m in modules], [weakref.ref(t) for t in tensors]
         self._kinds = [(t.shape, t.dtype, t.device) for t in tensors]
-        self._versions = [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+        self._versions = _versions(tensors)
 
-    def same_structure(self, now: _Seen) -> bool:
-        return _are(self._modules, now._modules) and self._kinds == now._kinds
+    def still(self, net: nn.Module) -> bool:
+        """Whether nothing has changed."""
+        modules, tensors = _parts(net)
+        same = _are(self._modules, modules) and _are(self._tensors, tensors)
+        return same and self._versions == _versions(tensors)
 
-    def same_values(self, now: _Seen) -> bool:
-        return _are(self._tensors, now._tensors) and self._versions == now._versions
+    def alike(self, net: nn.Module) -> bool:
+        """Whether nothing but values has changed."""
+        modules, tensors = _parts(net)
+        return _are(self._modules, modules) and self._kinds == [(t.shape, t.dtype, t.device) for t in tensors]
 
 
-def _are(before: Sequence[Any], now: Sequence[Any]) -> bool:
-    """Whether references are to the same objects, which have one each as long as they live."""
-    return len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True))
+def _parts(net: nn.Module) -> tuple[list[nn.Module], list[Tensor]]:
+    modules = all_modules(net)
+    return modules, [t for m in modules for own in (m._parameters, m._buffers) for t in own.values() if t is not None]
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Where they lie, and how often they were written to; tensors made in inference mode don't count that."""
+    return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
+
+
+def _are(before: Sequence[Callable[[], Any]], now: Sequence[Any]) -> bool:
+    """Whether references are to these very objects."""
+    return len(before) == len(now) and all(reference() is x for reference, x in zip(before, now, strict=True))
