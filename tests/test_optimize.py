@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
 import shutil
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.ops import FrozenBatchNorm2d
 
 import fastcam
 from fastcam import Agreement, GradCAM, LayerCAM, Optimize
@@ -230,6 +235,47 @@ def test_a_user_s_hook_still_sees_what_it_saw():
     cam(x)
     assert folded(cam) == 1
     torch.testing.assert_close(seen[-1], net.body[0](net.stem(x)), atol=1e-5, rtol=1e-5)
+
+
+def small_convnext():
+    stages = [CNBlockConfig(16, 32, 1), CNBlockConfig(32, 64, 2), CNBlockConfig(64, None, 1)]
+    return torchvision.models.ConvNeXt(stages, layer_scale=0.5, num_classes=5).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "pairs"),
+    [("timm", "tail", 2), ("timm", "stem[1].act", 1), ("frozen", "tail", 2), ("convnext", "features[-1]", 0)],
+)
+def test_other_norms(kind, layer, pairs):
+    """timm's batch norm keeps its activation, and stays where that is the layer; one of constants is folded."""
+    net = small_convnext() if kind == "convnext" else tiny()
+    if kind == "timm":
+        net.stem[1] = pytest.importorskip("timm.layers").BatchNormAct2d(8)
+    elif kind == "frozen":
+        net.stem[1], net.body[1] = FrozenBatchNorm2d(8), FrozenBatchNorm2d(12)
+    for name, tensor in net.eval().named_buffers():
+        if name.endswith("running_var"):
+            nn.init.uniform_(tensor, 0.5, 2)
+    net, x = net.double(), torch.randn(2, 3, 40, 48, dtype=torch.float64)
+    cam = LayerCAM(net, layer, optimize=True)
+    assert np.abs(cam(x, 1) - LayerCAM(net, layer)(x, 1)).max() < 1e-6
+    assert folded(cam) == pairs
+
+
+def test_what_is_kept_for_a_model_does_not_keep_it():
+    net, x = small()
+    fastcam.explain(net, x, layers="layer3", optimize=True)
+    gone = weakref.ref(net)
+    del net
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_wrapped_model():
+    net, x = small()
+    found = GradCAM(nn.DataParallel(net), "layer3", optimize=True)(x, 1)
+    assert np.abs(found - GradCAM(net, "layer3")(x, 1)).max() < 1e-6
+    assert np.abs(GradCAM(torch.compile(net), "layer3", optimize=True)(x, 1) - found).max() < 1e-6
 
 
 class NormFirst(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -137,7 +138,8 @@ def _wanted_by(cams: Cams, layers: tuple[nn.Module, ...]) -> Wanted:
     """What methods that share a copy ask of it."""
     asked = [_asked(cam) for cam in cams.values()]
     inside = any(cam.looks_inside for cam in asked)
-    return Wanted(layers, plain=any(cam.sums_biases for cam in asked), compile=not inside, frozen=not inside)
+    references = tuple(weakref.ref(layer) for layer in layers)
+    return Wanted(references, plain=any(cam.sums_biases for cam in asked), compile=not inside, frozen=not inside)
 
 
 def _asked(cam: Any) -> Any:

@@ -15,7 +15,6 @@ from fastcam.fast.compiled import compile_blocks
 from fastcam.fast.folding import Folded, Pair, foldable, folded_weights, is_convolution, is_norm, put
 from fastcam.fast.settings import Optimize
 from fastcam.inputs import Inputs
-from fastcam.layers import layer_name
 from fastcam.record import all_modules, call, evaluation, first_tensor, hooked, owned, to_device_of
 from fastcam.tokens import layout_of
 
@@ -26,14 +25,14 @@ Tell = Callable[[str], None]
 class Wanted(NamedTuple):
     """What a method asks of the copy.
 
-    layers    the target layers, in the model
+    layers    references to the target layers, in the model, which they keep alive no longer
     plain     whether the sum over all biases is looked at: convolutions with a bias of their own are not folded, and
               the memory order stays, on which rounding depends that such a sum can amplify
     compile   whether it works on compiled blocks
     frozen    whether parameters may do without a gradient
     """
 
-    layers: tuple[nn.Module, ...]
+    layers: tuple[weakref.ref[nn.Module], ...]
     plain: bool = False
     compile: bool = True
     frozen: bool = True
@@ -51,7 +50,7 @@ class FastModel:
         self.settings, self.wanted = settings, wanted
         self.measured: dict[Any, dict[str, Agreement]] = {}
         self._seen = _Seen(model)
-        self._names = [_name(model, layer) for layer in wanted.layers]
+        self._names = [_name(model, layer()) for layer in wanted.layers]
         self._pairs: list[Pair] = []
         self.net = copied(model)
         x = owned(self.net, x[:1])
@@ -170,11 +169,11 @@ def copied(model: nn.Module) -> nn.Module:
     return net
 
 
-def _name(model: nn.Module, layer: nn.Module) -> str:
+def _name(model: nn.Module, layer: nn.Module | None) -> str:
     for name, module in model.named_modules():
         if module is layer:
             return name
-    raise ValueError(f"target layer {layer_name(model, layer)} is no longer in the model {type(model).__name__}")
+    raise ValueError(f"target layer {type(layer).__name__} is no longer in the model {type(model).__name__}")
 
 
 def _is_planar(module: nn.Module) -> bool:

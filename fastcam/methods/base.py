@@ -40,6 +40,8 @@ class BaseCAM:
     class_discriminative = True  # whether the map depends on the target
     looks_inside = False  # of modules or of the graph behind the layer, which fast mode must not compile then
     sums_biases = False  # of each convolution and batch norm, which fast mode must not make one of two then
+    optimize: Optimize | None = None
+    _fast: FastCalls | None = None
     fusion = "mean"  # of the layers' low maps to a finished one, a name in `FUSIONS`
 
     def __init__(
@@ -79,7 +81,6 @@ class BaseCAM:
         self.sign = sign
         self.interpolation = interpolation
         self.optimize = settings_of(optimize)
-        self._fast: FastCalls | None = None
         if self.optimize is not None:
             self.optimize.check(device_of(unwrap(model)))
             self._fast = FastCalls(self.optimize)
