@@ -278,6 +278,22 @@ def test_a_wrapped_model():
     assert np.abs(GradCAM(torch.compile(net), "layer3", optimize=True)(x, 1) - found).max() < 1e-6
 
 
+class Answer:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class Answering(TinyNet):
+    def forward(self, x):
+        return Answer(super().forward(x))
+
+
+def test_an_output_of_its_own_kind():
+    net, x = tiny(Answering), torch.randn(2, 3, 20, 24)
+    cam = GradCAM(net, "tail", optimize=True)
+    assert np.abs(cam(x, 1) - GradCAM(net, "tail")(x, 1)).max() < 1e-4 and folded(cam) == 2
+
+
 class NormFirst(nn.Module):
     def __init__(self):
         super().__init__()

@@ -29,12 +29,12 @@ Answer = Callable[[Cams, Inputs, Targets], Maps]
 class FastCalls:
     """What fast mode keeps between calls; copies of a method share it, a pickled one begins anew.
 
-    agreement   of each method, on the first images since the weights last changed
+    agreement   of the method that it is for, on the first images since the weights last changed
     """
 
     def __init__(self, settings: Optimize) -> None:
         self.settings = settings
-        self.agreement: dict[str, Agreement] = {}
+        self.agreement: Agreement | None = None
         self._lock = threading.Lock()
         self._fast: FastModel | None = None
         self._messages: list[str] = []
@@ -48,8 +48,10 @@ class FastCalls:
         def answer(cams: Cams, x: Inputs, targets: Targets) -> Maps:
             return {name: c._answered(x, targets, aug_smooth, **options) for name, c in cams.items()}
 
-        bound, maps = self.answered({"": cam}, tuple(cam._layers(x)), x, targets, answer, options["normalize"])
+        layers, normalized = tuple(cam._layers(x)), options["normalize"]
+        bound, maps, agreement = self.answered({"": cam}, layers, x, targets, answer, normalized)
         cam.outputs = self._own(bound[""].outputs, x)
+        self.agreement = agreement.get("", self.agreement)
         return maps[""]
 
     def answered(
@@ -61,8 +63,8 @@ class FastCalls:
         answer: Answer,
         normalized: bool,
         key: Any = None,
-    ) -> tuple[Cams, Maps]:
-        """`answer` of the methods, all at these layers, on the copy; and those as they were bound to it.
+    ) -> tuple[Cams, Maps, dict[str, Agreement]]:
+        """The methods as they are bound to the copy, all at these layers; their `answer`, and each one's agreement.
 
         normalized   whether their maps are in [0, 1]
         key          of what is asked: for each the first answer is compared with the exact one
@@ -73,10 +75,10 @@ class FastCalls:
             torch.compiler.cudagraph_mark_step_begin()
         try:
             if not first:
-                return bound, answer(bound, fast.inputs(x), targets)
-            maps, self.agreement = self._compared(cams, bound, fast, x, targets, answer, normalized)
-            fast.measured[key] = self.agreement
-            return bound, maps
+                return bound, answer(bound, fast.inputs(x), targets), fast.measured.get(key, {})
+            maps, agreement = self._compared(cams, bound, fast, x, targets, answer, normalized)
+            fast.measured[key] = agreement
+            return bound, maps, agreement
         except BaseException:
             if first:
                 fast.measured.pop(key, None)
@@ -99,7 +101,6 @@ class FastCalls:
                     self._messages.append(f"{type(model).__name__} is not compiled: {inside} looks inside of it")
             first = key not in fast.measured
             fast.measured.setdefault(key, {})
-            self.agreement = fast.measured[key] or self.agreement
         return fast, first
 
     def _compared(

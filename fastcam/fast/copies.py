@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fastcam.fast.agreement import Agreement, random_state
 from fastcam.fast.compiled import compile_blocks
@@ -66,14 +67,7 @@ class FastModel:
             self.net.requires_grad_(False)
         if settings.compile and wanted.compile:
             self._lay_out(self.inputs(x))
-            reasons: list[str] = []
-
-            def failed(name: str, error: Exception) -> None:
-                reasons.append(name)
-                if len(reasons) == 1:
-                    tell(_not_compiled(name, error))
-
-            compile_blocks(self.net, set(self.layers), settings.cuda_graphs, failed)
+            compile_blocks(self.net, set(self.layers), settings.cuda_graphs, _told_once(tell))
 
     def inputs(self, x: Inputs) -> Inputs:
         """x as the copy takes it."""
@@ -149,9 +143,17 @@ class FastModel:
                 continue
 
 
-def _not_compiled(name: str, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0]
-    return f"{name!r} is not compiled, nor what else cannot be: {type(error).__name__}: {reason}"
+def _told_once(tell: Tell) -> Callable[[str, Exception], None]:
+    """What is called for each block that cannot be compiled, and says so of the first."""
+    told: list[str] = []
+
+    def failed(name: str, error: Exception) -> None:
+        told.append(name)
+        if len(told) == 1:
+            reason = str(error).strip().partition("\n")[0]
+            tell(f"{name!r} is not compiled, nor what else cannot be: {type(error).__name__}: {reason}")
+
+    return failed
 
 
 def _note(shapes: dict[nn.Module, tuple[int, ...]], module: nn.Module, output: Any) -> None:
@@ -189,7 +191,9 @@ def _near(found: Any, expected: Any) -> bool:
 
 
 def _floating(output: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(output if not hasattr(output, "to_tuple") else output.to_tuple())
+    """The tensors in what a model returned, also in an object of its own."""
+    found = tree_leaves(output)
+    leaves = tree_leaves([t if isinstance(t, Tensor) else getattr(t, "__dict__", None) for t in found])
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
 
 

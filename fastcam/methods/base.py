@@ -170,7 +170,7 @@ class BaseCAM:
 
         None without fast mode, and before the first call.
         """
-        return None if self._fast is None else self._fast.agreement.get("")
+        return None if self._fast is None else self._fast.agreement
 
     def layer_names(self, input_tensor: Any) -> list[str]:
         """The names of the layers that are looked at: those given, or the one found for such inputs."""

@@ -93,8 +93,7 @@ def explain(
     else:
         calls, answer = _calls_of(model, settings), partial(_found, **keywords)
         key = repr((list(cams), names, options, eigen_smooth))
-        found = calls.answered(cams, tuple(chosen), x, targets, answer, normalize, key)[1]
-        agreement = calls.agreement
+        _, found, agreement = calls.answered(cams, tuple(chosen), x, targets, answer, normalize, key)
     answers = Answers()
     for name, cam in cams.items():
         answers[name] = dict(zip(["all layers"] if cam.target_layers == [] else names, found[name], strict=True))
