@@ -14,6 +14,7 @@ PARTS = {
     "operators": ("operators", "launches", "compiled"),
     "scale": ("scale",),
     "optimize": ("optimize",),
+    "dataset": ("dataset",),
 }
 GPU_ONLY = ("launches",)
 CASES = tuple(case for cases in PARTS.values() for case in cases)
@@ -31,6 +32,7 @@ class Settings:
     set_name     the named set this is, as recorded
     cap          in seconds: a side of which one call takes longer is not timed, and the results say so
     minutes      cases that would begin later than so long after the first are left out, and the results say so
+    images       of the data set in the part on data sets; None: all
     whole        nothing but a named set narrows its cases down, so its results replace those on record
     out          the folder of the results; None: `benchmarks/results/<device>`
     """
@@ -46,6 +48,7 @@ class Settings:
     cap: float = 30.0
     minutes: float | None = None
     commit: str | None = None
+    images: int | None = None
     out: Path | None = None
     set_name: str | None = None
     whole: bool = True
@@ -104,7 +107,7 @@ def parse(arguments: list[str]) -> Settings:
     if asked := said.pop("asked"):
         named = [case for name in asked for case in PARTS.get(name, (name,))]
         said["cases"] = tuple(case for case in CASES if case in named)
-    return replace(base, **said, whole=not {"batches", "methods", "dtypes"} & said.keys())
+    return replace(base, **said, whole=not {"batches", "methods", "dtypes", "images"} & said.keys())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Measure fastcam against grad-cam and the forward pass. `report` as the first word writes the "
         "README's tables from the recorded runs. Every case is written to a file of its own, for each model; one "
-        "narrowed down by --batch, --method or --dtype, or of fewer than "
+        "narrowed down by --batch, --method, --dtype or --images, or of fewer than "
         f"{RECORDED_REPETITIONS} repetitions, only with --out.",
     )
     names = dict.fromkeys([*PARTS, *CASES])
@@ -131,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--method", dest="methods", action="append", metavar="NAME", help="repeatable; as in the command line"
     )
     parser.add_argument("--dtype", dest="dtypes", choices=DTYPES["cuda"], action="append", help="repeatable")
+    parser.add_argument("--images", type=_positive, metavar="N", help="of the data set, in the part on data sets")
     parser.add_argument("--repetitions", type=_repetitions, metavar="N", help=f"default: {RECORDED_REPETITIONS}")
     parser.add_argument("--threads", type=_positive, metavar="N", help="of torch, OpenMP and BLAS; default: theirs")
     parser.add_argument("--cap", type=float, metavar="SECONDS", help="do not time what takes longer for one call")

@@ -94,7 +94,7 @@ SWEEPS = (
     ),
     Sweep(
         "layers",
-        "target layers, the last ones",
+        "target layers",
         (Curve("gradcam"), Curve("layercam")),
         {"cpu": ("resnet50", "toy"), "cuda": ("resnet50", "toy")},
         {"cpu": (1, 2, 4, 8, 12, 16), "cuda": (1, 2, 4, 6, 8, 10, 12, 14, 16)},

@@ -88,7 +88,7 @@ class Preprocess:
         return replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
 
-def find_images(paths: Sequence[str | os.PathLike[str]], skip: Path) -> list[Path]:
+def find_images(paths: Sequence[str | os.PathLike[str]], skip: Path | None = None) -> list[Path]:
     """Files as given, folders as the image files in and below them, sorted, but for what lies below `skip`.
 
     ValueError for what does not exist, and for a folder without images.
@@ -97,7 +97,7 @@ def find_images(paths: Sequence[str | os.PathLike[str]], skip: Path) -> list[Pat
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if path.resolve() != skip.resolve():
+            if skip is not None and path.resolve() != skip.resolve():
                 inside = [p for p in inside if not p.resolve().is_relative_to(skip.resolve())]
             if not inside:
                 raise ValueError(f"no image in folder {path}")

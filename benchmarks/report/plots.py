@@ -136,7 +136,7 @@ def roofline(data: Data) -> Figure:
     for ax, operator in zip(axes, operators, strict=True):
         ax.set_xscale("log")
         ax.set_yscale("log")
-        ax.set_title(operator, fontsize=8)
+        ax.set_title(operator, fontsize=7)
         ax.plot(ends, roof, color="black", linewidth=0.8)
         shown = [p for p in points if p["operator"] == operator]
         for p in shown:
@@ -151,7 +151,7 @@ def roofline(data: Data) -> Figure:
         ax.set_xlim(lowest, highest)
         ax.set_ylim(0.3 * min(p["rate"] for p in points), 6 * max(*roof, *(p["rate"] for p in points)))
     named = f"copy, {digits(copy)} GB/s" + (f"\nproduct, {digits(peak)} GFLOP/s" if peak else "")
-    axes[0].annotate(named, (0, 1), (3, -2), "axes fraction", "offset points", va="top", fontsize=6.5)
+    axes[0].annotate(named, (1, 0), (-3, 3), "axes fraction", "offset points", ha="right", va="bottom", fontsize=6.5)
     figure.supxlabel("operations a byte (log scale)", fontsize=8)
     figure.supylabel("GFLOP/s (log scale)", fontsize=8)
     _key(figure, [_mark(*mark, side) for side, mark in _SIDE_MARKS.items() if side in _seen(points, "side")])

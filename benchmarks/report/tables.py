@@ -48,6 +48,8 @@ def of_device(device: Device) -> str:
         parts.append(_section(title, f"{LEGENDS[kind]}\n\n", _of_columns(columns, of_kind)))
     for case, (title, columns) in _OTHERS.items():
         parts.append(_section(title, f"{LEGENDS[case]}\n\n", _of_columns(columns, device.of(case))))
+    for kind, (title, columns) in _DATA_SETS.items():
+        parts.append(_section(title, f"{LEGENDS[kind]}\n\n", _of_columns(columns, device.of("dataset", kind=kind))))
     parts.append(_section("Scale", f"{LEGENDS['scale']}\n\n", _of_scale(device)))
     parts.append(_section("Where a peer does something else", "", differing(device)))
     parts.append(_section("Not measured", "", missing(device)))
@@ -162,6 +164,12 @@ def _line(summary: Summary, rows: Sequence[Row]) -> list[str]:
         return [*head, *ends, ABSENT, ABSENT, "too few points"]
     fitted = f"{scale * line.intercept:.3g} + {scale * line.slope:.3g} x"
     return [*head, *ends, fitted, f"{line.worst:.0%}", "straight" if line.straight else f"no: {summary.reason}"]
+
+
+def _resident(process: str, row: Row) -> str:
+    """MB at first and at the end, and after how many images."""
+    found = list(zip(row["resident"][process], row["resident"]["images"], strict=True))
+    return " to ".join(f"{size / 1e6:.0f} ({images})" for size, images in (found[0], found[-1]))
 
 
 UNITS = {"time": ("ms", 1e3), "memory": ("MiB", 2.0**-20)}
@@ -287,6 +295,25 @@ _OTHERS = {
             Column("ours, after the backward pass", partial(plain, "ours")),
             Column("all", partial(plain, "total")),
             Column("of the forward pass alone", partial(plain, "forward")),
+        ),
+    ),
+}
+_LOADED = tuple(Column(key, partial(plain, key)) for key in ("model", "method", "batch", "workers", "data", "images"))
+_DATA_SETS = {
+    "throughput": (
+        "Data sets",
+        (
+            *_LOADED,
+            *(Column(f"{side} images/s", partial(_images, side)) for side in ("plain loop", "fastcam")),
+            Column("share", lambda row: spread(ratio(row, "plain loop", "fastcam"), percent=True)),
+            Column("difference", partial(plain, "difference")),
+        ),
+    ),
+    "resident memory": (
+        "Data sets, memory",
+        (
+            *_LOADED,
+            *(Column(f"{of}, MB (images)", partial(_resident, of)) for of in ("process", "workers")),
         ),
     ),
 }

@@ -42,6 +42,12 @@ LEGENDS = {
     "the whole operator moves for an element, with however many launches.",
     "launches": "Kernel launches of an explanation: fastcam's own after the backward pass, all, and those of a forward "
     "pass alone.",
+    "throughput": "A data set through Grad-CAM, files read to maps on the disk, beside a plain loop of inference over "
+    "the same files with the same worker processes. The two take turns, a slice of the images each; "
+    "`share` is the loop's time over fastcam's, start and end of each run included. `difference` is the largest of a "
+    "sample of the maps that were read back from those of calls: fp16.",
+    "resident memory": "Memory that the system counts as resident, of the process and of all its workers, in one run, "
+    "early and at the end: medians over five batches. Workers begin as copies of the process, which become theirs.",
     "scale": "One thing grows, the rest stays. `line` is fitted to the points, x being what grows; `worst` is how far "
     "it is from a point at most, over the value measured there.",
 }

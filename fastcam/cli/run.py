@@ -129,6 +129,8 @@ def _interrupted_when_terminated() -> Iterator[None]:
         return
 
     def interrupt(*_: Any) -> None:
+        if hasattr(signal, "SIGCHLD"):  # the readers were told, too: their end is no error
+            signal.signal(signal.SIGCHLD, lambda *_: None)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -26,7 +26,7 @@ from fastcam.dataset.work import Plan, Worker
 from fastcam.fast.agreement import Agreement
 from fastcam.methods import BaseCAM
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RESULT = "manifest"  # the claim on the manifest's result
 Targets = str | int | Callable[[Any], Tensor]
 
@@ -73,7 +73,7 @@ def attribute_dataset(
     Raises ValueError if the folder holds another run's maps, saying what differs; OSError if the disk is full: the same
     call goes on later; RuntimeError if the model takes none of the first images.
 
-    >>> import tempfile
+    >>> import fastcam, tempfile
     >>> data = torch.utils.data.TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3)
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     >>> maps = attribute_dataset(fastcam.GradCAM(model, "0"), data, tempfile.mkdtemp(), "label", workers=0)
@@ -100,6 +100,7 @@ def attribute_dataset(
             "dataset": described_dataset(dataset),
         }
         manifest.agree(out, wanted, claims.token)
+        claims.tidy(out)
         claims.tidy(plan.folder)
         with _Bar(samples, progress) as bar:
             try:

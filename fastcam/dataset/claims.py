@@ -53,16 +53,12 @@ class Claims:
     def take(self, name: str) -> bool:
         """Whether the shard is this worker's from now on."""
         path = self._path(name)
+        self._beat()
         for _ in range(2):
-            try:
-                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                if not self._taken_from_lost(path):
-                    return False
-                continue
-            with os.fdopen(handle, "w") as file:
-                file.write(self.token)
-            return True
+            if self._made(path):
+                return True
+            if not self._taken_from_lost(path):
+                return False
         return False
 
     def release(self, name: str) -> None:
@@ -73,17 +69,51 @@ class Claims:
 
     def is_lost(self, token: str) -> bool:
         """Whether the worker of this token has stopped without a word."""
-        host, process, _ = token.rsplit("-", 2)
-        return host == _host() and not _runs(int(process)) or self._silent(self._heartbeat(token))
+        host, _, process = token.rpartition("-")[0].rpartition("-")
+        gone = host == _host() and process.isdecimal() and not _runs(int(process))
+        return gone or self._silent(self._heartbeat(token))
 
     def tidy(self, folder: Path) -> None:
-        """Remove the heartbeats of lost workers, and what they left unfinished in a folder."""
+        """Remove the heartbeats and claims of lost workers, and what they left unfinished in a folder."""
         for heartbeat in list(self.folder.glob("*.alive")):
             if self.is_lost(heartbeat.stem):
                 heartbeat.unlink(missing_ok=True)
-        for path in list(folder.glob(f".*{TEMPORARY}")):
-            if self.is_lost(path.name.split(".")[-2]):
+        for claim in list(self.folder.glob("*.claim")):
+            self._taken_from_lost(claim)
+        aside = [(path, path.suffix[1:]) for path in self.folder.glob("*.claim.*")]
+        unfinished = [(path, path.name.split(".")[-2]) for path in folder.glob(f".*.*-*-*{TEMPORARY}")]
+        for path, token in aside + unfinished:
+            if self.is_lost(token):
                 path.unlink(missing_ok=True)
+
+    def _made(self, path: Path) -> bool:
+        """A claim that has its owner from the first moment on; False if there is one."""
+        aside = self._aside(path)
+        try:
+            aside.write_text(self.token)
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            if not aside.exists() or aside.read_text() != self.token:  # a full disk
+                raise
+            return self._made_without_links(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        return True
+
+    def _made_without_links(self, path: Path) -> bool:
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(self.token)
+        except BaseException:  # nobody would give back a claim without an owner
+            path.unlink(missing_ok=True)
+            raise
+        return True
 
     def _taken_from_lost(self, path: Path) -> bool:
         """Remove the claim of a worker that is lost; whether this worker was the one that removed it."""
@@ -92,7 +122,7 @@ class Claims:
             return True  # released in the meantime
         if not (self.is_lost(owner) if owner else self._silent(path)):  # without an owner: it is being written
             return False
-        aside = path.with_name(f"{path.name}.{self.token}")
+        aside = self._aside(path)
         try:
             os.rename(path, aside)
         except FileNotFoundError:
@@ -107,11 +137,11 @@ class Claims:
 
     def _silent(self, path: Path) -> bool:
         try:
-            last = path.stat().st_mtime
+            last = _touched(path)
         except FileNotFoundError:
             return True
         self._beat()
-        return self._heartbeat(self.token).stat().st_mtime - last > self.expiry
+        return _touched(self._heartbeat(self.token)) - last > self.expiry
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(self.expiry / _BEATS):
@@ -119,13 +149,26 @@ class Claims:
                 self._beat()
 
     def _beat(self) -> None:
-        self._heartbeat(self.token).touch()
+        while True:
+            try:
+                return self._heartbeat(self.token).touch()
+            except FileNotFoundError:  # the folder goes with the last worker, which took this one for lost
+                self.folder.mkdir(exist_ok=True)
 
     def _heartbeat(self, token: str) -> Path:
         return self.folder / f"{token}.alive"
 
+    def _aside(self, claim: Path) -> Path:
+        return claim.with_name(f"{claim.name}.{self.token}")
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.claim"
+
+
+def _touched(path: Path) -> float:
+    """When the file was touched; it is opened, because a network's file system then asks its server."""
+    with open(path, "rb") as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _owner(claim: Path) -> str | None:

@@ -70,6 +70,7 @@ class Explainer:
     inputs       from what the data set holds to what the model takes, on the device
     names        of the samples, for what is said of them
     given_size   images at once, None for 16 on a CPU and 128 elsewhere; `batch_size` is halved when memory is short
+    works        whether the model has taken an image
     """
 
     cam: BaseCAM
@@ -79,7 +80,7 @@ class Explainer:
     inputs: Callable[[Tensor], Tensor]
     names: Sequence[str] | None
     given_size: int | None = None
-    _succeeded: bool = False
+    works: bool = False
 
     def __post_init__(self) -> None:
         self.device = device_of(self.cam.model)
@@ -123,9 +124,9 @@ class Explainer:
             found = self._in_parts(group.indices, group.labels, x, failures)
             rows += found
         rejected = len(failures) - len(batch.failures)
-        if rejected > 1 and not rows and not self._succeeded:
+        if rejected > 1 and not rows and not self.works:
             raise RuntimeError(f"the model takes none of the first {rejected} images: {failures[-1].reason}")
-        self._succeeded = self._succeeded or bool(rows)
+        self.works = self.works or bool(rows)
         return Explained(rows, failures, self.batch_size)
 
     def _in_parts(self, indices: list[int], labels: list[int], x: Tensor, failures: list[Failure]) -> list[Rows]:

@@ -19,6 +19,8 @@ def export(maps: Maps, path: Path, size: Size) -> None:
     kinds: dict[str, Callable[[Maps, Path, Any], None]] = {".npz": _npz, ".zarr": _zarr, ".parquet": _parquet}
     if path.suffix not in kinds:
         raise ValueError(f"the name must end in {', '.join(kinds)}, got {path}")
+    if not len(maps):
+        raise ValueError(f"{maps.out} holds no map to export")
     kinds[path.suffix](maps, path, size)
 
 

@@ -30,8 +30,10 @@ def fingerprint(parts: Sequence[str | bytes | Tensor]) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             total.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        total.update(part.encode(errors="surrogatepass") if isinstance(part, str) else part)
+            # The memory itself, not a copy: a data set in memory may fill most of it.
+            total.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            total.update(part.encode(errors="surrogatepass") if isinstance(part, str) else part)
         total.update(b"\0")
     return total.hexdigest()
 

@@ -28,6 +28,7 @@ class MapBatches:
     A call returns the columns but for the inputs, and `map`, fp32, `predicted` and `score`, the probability of the
     explained class. ValueError for a column that is not there, and for signed maps of several layers.
 
+    >>> import fastcam
     >>> from torch import nn
     >>> def make():
     ...     return fastcam.GradCAM(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), "0")

@@ -44,8 +44,9 @@ class Maps(Sequence[np.ndarray]):
     manifest, complete   how the maps were made, and whether all are there
 
     With fp32 they are those of a call to rounding. fp16 is off by at most 2^-11 of the largest value of a signed map
-    (of its span where none is negative), uint8 by 1 / 510 of the span; of a map in [0, 1] at most 0.002, and for uint8
-    0.004 times span / largest value where values are negative, since what is below 0 takes part of the levels.
+    (of its span where none is negative), uint8 by 1 / 510 of the span; of a map in [0, 1] at most 0.002, and for uint8,
+    with one layer, 0.004 times span / largest value where values are negative, since what is below 0 takes part of the
+    levels. A product of several layers' maps (RefineCAM) makes more of the error of uint8: store fp16 there.
     """
 
     def __init__(self, out: Path) -> None:

@@ -2,7 +2,7 @@
 
 The file is an uncompressed .npz that numpy opens: for layer l `maps_l` and `scale_l`, `offset_l`, `range_l`, of which
 
-    map = offset + scale * stored,   range = (min, max) of the map before it was stored
+    map = offset + scale * stored, within range,   range = (min, max) of the map before it was stored
 
 beside `index`, `class`, `predicted`, `score` and `size`, one for each image, and `meta`, JSON in UTF-8: the paths, the
 samples that could not be explained, and where the shard lies. Maps that differ in size are stored end to end, with
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,8 @@ import numpy as np
 
 STORED = {"fp16": np.float16, "uint8": np.uint8, "fp32": np.float32}
 _LEVELS = 255
+_EXPONENTS = 15  # above 1, of what fp16 holds: values far below the largest keep their digits
+_MEMBERS = ("maps", "offset", "scale", "range")  # of a layer
 Array = np.ndarray
 
 
@@ -65,11 +68,13 @@ class Shard:
         """Into a file; the same samples give the same bytes."""
         samples = sorted(self.samples, key=lambda s: s.index)
         failures = [vars(f) for f in sorted(self.failures, key=lambda f: f.index)]
+        layers = len(samples[0].maps) if samples else 0
         meta: dict[str, Any] = {
             "shard": self.number,
             "start": self.start,
             "stop": self.stop,
             "batch_size": self.batch_size,
+            "layers": layers,
         }
         meta |= {"paths": [paths.get(s.index) for s in samples], "failed": failures}
         arrays = {
@@ -78,11 +83,12 @@ class Shard:
             "predicted": np.array([s.predicted for s in samples], np.int64),
             "score": np.array([s.score for s in samples], np.float32),
             "size": np.array([s.size for s in samples], np.int32),
-            "meta": np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8),
         }
-        for layer in range(len(samples[0].maps) if samples else 0):
+        for layer in range(layers):
             found = stored([s.maps[layer] for s in samples], store)
             arrays |= {f"{name}_{layer}": array for name, array in found.items()}
+        meta["arrays"] = [*arrays]
+        arrays["meta"] = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8)
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -99,7 +105,8 @@ def stored(maps: Sequence[Array], store: str) -> dict[str, Array]:
         offset, scale = low, (high - low) / np.float32(_LEVELS)
     elif store == "fp16":
         offset = np.where(low >= 0, low, np.float32(0))
-        scale = np.ldexp(np.float32(1), np.frexp(np.maximum(high - offset, -low))[1])
+        exponent = np.frexp(np.maximum(high - offset, -low))[1] - _EXPONENTS
+        scale = np.ldexp(np.float32(1), np.maximum(exponent, -126))
     else:
         offset, scale = np.zeros_like(low), np.ones_like(low)
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
@@ -113,38 +120,48 @@ def stored(maps: Sequence[Array], store: str) -> dict[str, Array]:
     return {"maps": np.concatenate([n.ravel() for n in numbers]), "shape": shapes, **found}
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """ValueError, naming the file, for whatever is raised because it is damaged."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # by zipfile and numpy, a damaged length's MemoryError included
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is no whole shard of maps ({reason}): remove it and run again") from error
+
+
 class StoredShard:
     """A shard on disk. ValueError, naming the file, unless it is whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with np.load(path) as file:
-                self._members = set(file.files)
-                self.meta: dict[str, Any] = json.loads(bytes(file["meta"]))
-                self.records = {name: file[name] for name in ("index", "class", "predicted", "score", "size")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ValueError(f"{path} is no whole shard of maps ({error}): remove it and run again") from error
-        self.layers = sum(name.startswith("maps_") for name in self._members)
+        with _whole(path), np.load(path) as file:
+            self._members = set(file.files)
+            self.meta: dict[str, Any] = json.loads(bytes(file["meta"]))
+            self.records = {name: file[name] for name in ("index", "class", "predicted", "score", "size")}
+            if missing := {*self.meta["arrays"]} - self._members:  # no check sum is of a member's name
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        self.layers: int = self.meta["layers"]
 
     def __len__(self) -> int:
         return len(self.records["index"])
 
     def maps(self, layer: int) -> list[Array]:
-        """The signed maps of a layer as fp32, one for each image."""
-        with np.load(self.path) as file:
-            numbers, offset, scale = (file[f"{name}_{layer}"] for name in ("maps", "offset", "scale"))
-            shapes = file[f"shape_{layer}"] if f"shape_{layer}" in self._members else None
-        if shapes is not None:
-            ends = np.cumsum(shapes.prod(1))
-            numbers = [n.reshape(s) for n, s in zip(np.split(numbers, ends[:-1]), shapes, strict=True)]
-        return [o + s * n.astype(np.float32) for n, o, s in zip(numbers, offset, scale, strict=True)]
+        """The signed maps of a layer as fp32, one for each image; in their range, of which rounding may leave."""
+        with _whole(self.path), np.load(self.path) as file:
+            numbers, offset, scale, bounds = (file[f"{name}_{layer}"] for name in _MEMBERS)
+            if f"shape_{layer}" in self._members:
+                shapes = file[f"shape_{layer}"]
+                ends = np.cumsum(shapes.prod(1))
+                numbers = [n.reshape(s) for n, s in zip(np.split(numbers, ends[:-1]), shapes, strict=True)]
+            of_images = zip(numbers, offset, scale, bounds, strict=True)
+            return [np.clip(o + s * n.astype(np.float32), *b) for n, o, s, b in of_images]
 
     def verify(self) -> None:
         """Read it all, and compare with the check sums of the file; ValueError if it was damaged."""
-        with zipfile.ZipFile(self.path) as file:
+        with _whole(self.path), zipfile.ZipFile(self.path) as file:
             damaged = file.testzip()
         if damaged is not None:
             raise ValueError(f"{self.path} is damaged in {damaged}: remove it and run again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.source, self.preprocess = Path(source), preprocess or Preprocess()
         if self.source.is_dir() or self.source.suffix.lower() in SUFFIXES:
-            self.paths = find_images([self.source], Path(skip) if skip is not None else self.source / "\0")
+            self.paths = find_images([self.source], None if skip is None else Path(skip))
             self.root = self.source if self.source.is_dir() else self.source.parent
             self.labels = _labels_of_folders([p.relative_to(self.root) for p in self.paths])
         else:
@@ -86,7 +87,7 @@ def _labels_of_folders(paths: Sequence[Path]) -> list[int]:
 
 def _listed(source: Path) -> tuple[list[Path], list[int]]:
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = source.read_text(encoding="utf-8-sig").split("\n")  # of which splitlines would make more
     except FileNotFoundError:
         raise ValueError(f"no file or folder {source}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -179,7 +180,8 @@ class _Readable(Dataset[Any]):
         except Exception as error:  # whatever a decoder raises
             name, reason = self.names[index] if self.names else None, said(error)
             if isinstance(self.dataset, ImageFiles) and name is not None:  # where the files lie is not part of it
-                reason = reason.replace(str(self.dataset.paths[index]), name)
+                path = str(self.dataset.paths[index])
+                reason = reason.replace(path, name).replace(repr(path)[1:-1], repr(name)[1:-1])
             return index, Failure(index, name, reason)
 
 
@@ -201,10 +203,18 @@ def _collated(items: Sequence[tuple[int, Any]]) -> Batch:
             raise TypeError(f"a sample of the data set must be a tensor (k, H, W), or it and its class, got {got}")
         indices, labels, xs = groups.setdefault((x.shape, x.dtype), ([], [], []))
         indices.append(index)
-        labels.append(int(label))
-        xs.append(x)
+        labels.append(_class_of(label))
+        xs.append(x.detach())  # one that wants a gradient cannot leave a worker process
     found = [Group(indices, labels, torch.stack(xs)) for indices, labels, xs in groups.values()]
     return Batch([index for index, _ in items], found, failures)
+
+
+def _class_of(label: Any) -> int:
+    """-1 for None; TypeError for what is no index."""
+    try:
+        return -1 if label is None else operator.index(label)
+    except TypeError:
+        raise TypeError(f"the class of a sample must be an index, got {type(label).__name__}") from None
 
 
 def loader(dataset: Any, batches: Iterator[list[int]], workers: int, pin: bool) -> DataLoader[Any]:
@@ -216,6 +226,7 @@ def loader(dataset: Any, batches: Iterator[list[int]], workers: int, pin: bool) 
         collate_fn=_collated,
         pin_memory=pin,
         worker_init_fn=_left_to_the_parent if workers else None,
+        generator=torch.Generator(),  # the user's random numbers stay as they are
     )
 
 

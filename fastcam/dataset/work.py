@@ -81,6 +81,7 @@ class Worker:
         order = [*range(first, self.plan.shards), *range(first)]
         self._open = {number for number in order if not self.plan.is_done(number)}
         self.told(sum(self._length(n) for n in order if n not in self._open), "")
+        self.explainer.works = len(self._open) < self.plan.shards  # else a resumed run would stop where none was to
         with Writer(self.plan, names_of(self.dataset), self.claims, self.stages) as writer:
             while self._open:
                 worked = self._pass([n for n in order if n in self._open], writer)

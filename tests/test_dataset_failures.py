@@ -1,0 +1,109 @@
+"""Images of a data set that cannot be explained, short memory, and the user's model after a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import fastcam
+
+from forked import Net, contents, data, explained, net
+from test_untouched import assert_same, fragile, snapshot
+
+
+class Short(Net):
+    """With memory for three images."""
+
+    def forward(self, x):
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(x)
+
+
+def test_short_memory_halves_the_batch_and_the_run_goes_on(tmp_path):
+    expected = explained(tmp_path / "a", store="fp32", batch_size=8, shard_size=8)
+    maps = explained(tmp_path / "b", model=net(Short), store="fp32", batch_size=8, shard_size=8)
+    assert maps.complete and not maps.failed
+    np.testing.assert_allclose(maps[:], expected[:], atol=1e-6)
+    assert maps.manifest["batch_size"] == 8 and maps.manifest["result"]["batch_size"] == 2
+    assert expected.manifest["result"]["batch_size"] == 8
+
+
+class Choosy(Net):
+    """Takes no image that begins with 9."""
+
+    def forward(self, x):
+        if (x[:, 0, 0, 0] == 9).any():
+            raise ValueError("an image begins with 9")
+        return super().forward(x)
+
+
+def with_first_pixel(value, *places):
+    images, labels = data().tensors
+    images = images.clone()
+    images[list(places), 0, 0, 0] = value
+    return TensorDataset(images, labels)
+
+
+def test_an_image_that_the_model_rejects_is_recorded_and_the_others_are_explained(tmp_path):
+    expected = explained(tmp_path / "a", store="fp32")
+    options = {"model": net(Choosy), "store": "fp32", "batch_size": 4, "shard_size": 8}
+    maps = explained(tmp_path / "b", with_first_pixel(9.0, 5, 12), **options)
+    assert maps.failed == [{"index": i, "path": None, "reason": "an image begins with 9"} for i in (5, 12)]
+    assert maps.complete and maps.manifest["result"]["failed"] == maps.failed
+    others = [i for i in range(14) if i not in (5, 12)]
+    assert maps.indices.tolist() == others
+    np.testing.assert_allclose(maps[:], expected[:][others], atol=1e-6)
+
+
+def test_a_model_that_takes_nothing_stops_the_run(tmp_path):
+    with pytest.raises(RuntimeError, match="takes none of the first 2 images: an image begins with 9"):
+        explained(tmp_path, with_first_pixel(9.0, *range(14)), net(Choosy))
+    assert [*contents(tmp_path)] == ["manifest.json"]
+
+
+def test_a_run_goes_on_at_images_that_are_all_rejected(tmp_path):
+    dataset, model = with_first_pixel(9.0, 4, 5, 6, 7), net(Choosy)
+    explained(tmp_path, dataset, model)
+    before = contents(tmp_path)
+    for n in (1, 2, 3):
+        (tmp_path / f"shards/{n:06d}.npz").unlink()
+    explained(tmp_path, dataset, model)
+    assert contents(tmp_path) == before
+
+
+def test_a_map_that_is_not_a_number_is_recorded(tmp_path):
+    maps = explained(tmp_path, with_first_pixel(float("nan"), 6))
+    (failure,) = maps.failed
+    assert failure["index"] == 6 and "its map is not a number" in failure["reason"]
+    assert len(maps) == 13 and np.isfinite(maps[:]).all()
+
+
+def test_a_label_out_of_range_is_recorded(tmp_path):
+    images, labels = data().tensors
+    labels = labels.clone()
+    labels[5] = 4
+    maps = explained(tmp_path, TensorDataset(images, labels), targets="label")
+    (failure,) = maps.failed
+    assert failure["index"] == 5 and "out of range: the model has 4 classes" in failure["reason"]
+    assert maps.target.tolist() == [c for i, c in enumerate(labels.tolist()) if i != 5]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_model_is_what_it_was(broken, tmp_path):
+    model, images = fragile(), torch.randn(5, 3, 20, 24, requires_grad=True)
+    model.broken = broken
+    before, given = snapshot(model), images.detach().clone()
+    dataset = TensorDataset(images, torch.arange(5))
+    for workers in (0, 1):
+        cam = fastcam.GradCAM(model, "tail")
+        options = {"targets": "label", "batch_size": 2, "workers": workers}
+        if broken:
+            with pytest.raises(RuntimeError, match="takes none of the first 2 images"):
+                fastcam.attribute_dataset(cam, dataset, tmp_path / str(workers), **options)
+        else:
+            assert fastcam.attribute_dataset(cam, dataset, tmp_path / str(workers), **options).complete
+    assert_same(before, snapshot(model))
+    assert torch.equal(images, given) and images.grad is None
