@@ -13,6 +13,7 @@ PARTS = {
     "methods": ("methods", "perturbation", "toolbox", "inside"),
     "operators": ("operators", "launches", "compiled"),
     "scale": ("scale",),
+    "optimize": ("optimize",),
     "dataset": ("dataset",),
 }
 GPU_ONLY = ("launches",)

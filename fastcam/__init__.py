@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fastcam.dataset.maps import Maps as Maps
     from fastcam.dataset.maps import open_maps as open_maps
     from fastcam.dataset.sources import ImageFiles as ImageFiles
+    from fastcam.fast.agreement import Agreement as Agreement
+    from fastcam.fast.settings import Optimize as Optimize
     from fastcam.figures.factors import show_factorization_on_image as show_factorization_on_image
     from fastcam.figures.overlays import deprocess_image as deprocess_image
     from fastcam.figures.overlays import gradient_picture as gradient_picture
@@ -112,6 +114,8 @@ _WHERE = {
         *("RandomCAM", "FinerCAM", "RefineCAM", "SESS", "FullGrad", "SimpleFullGrad", "SmoothFullGrad"),
     ),
     "fastcam.methods.many": ("explain",),
+    "fastcam.fast.settings": ("Optimize",),
+    "fastcam.fast.agreement": ("Agreement",),
     "fastcam.dataset.attribute": ("attribute_dataset",),
     "fastcam.dataset.maps": ("open_maps", "Maps"),
     "fastcam.dataset.sources": ("ImageFiles",),

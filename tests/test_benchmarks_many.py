@@ -10,6 +10,7 @@ import torch
 import fastcam
 from benchmarks import (
     bench_inside,
+    bench_optimize,
     bench_perturbation,
     bench_toolbox,
     definitions,
@@ -251,3 +252,15 @@ def test_cases_fill_their_rows(case, parameters, monkeypatch):
     for key in ("seconds", "memory", "images_per_second"):
         assert {"forward", "fastcam"} <= row[key].keys(), key
     assert "fastcam/forward" in row["ratios"] and row["memory_ratios"]["fastcam/forward"] >= 0
+
+
+def test_fast_mode_checks_itself(toy):
+    """Also its sides that are compiled, which are not run here."""
+    sides = {name: call for name, call in bench_optimize.sides(toy, graphs=False).items() if "compiled" not in name}
+    outputs = {name: call() for name, call in sides.items()}
+    found = bench_optimize.check(outputs)
+    assert found["difference"] == found["differences"]["fast"] < 1e-4 and found["rank_correlation"]["fast"] > 0.999
+    with pytest.raises(AssertionError, match="fast differs by"):
+        bench_optimize.check({**outputs, "fast": outputs["fast"][:, ::-1]})
+    with pytest.raises(AssertionError, match="maps are empty"):
+        bench_optimize.check({**outputs, "exact": 0 * outputs["exact"]})

@@ -17,6 +17,7 @@ from benchmarks import (
     bench_launches,
     bench_methods,
     bench_operators,
+    bench_optimize,
     bench_perturbation,
     bench_toolbox,
     peers,
@@ -213,6 +214,16 @@ def test_a_goal_holds_fails_or_is_not_measured():
     assert "| **does not hold** |" in line
 
 
+def test_fast_mode_has_its_table_and_its_goals_once_it_is_measured():
+    row = method("gradcam", batch=4, case="optimize", exact=0.101, fast=0.083) | {"difference": 2e-5}
+    row |= {"rank_correlation": {"fast": 1.0, "fast bf16": 0.97123}, "differences": {"fast": 2e-5}}
+    held = outcome("ResNet-50, batch 4: Grad-CAM in fast mode", row)
+    assert held.verdict == "holds" and "largest difference 2e-05" in summary.of_goals([held])
+    assert "| resnet50 | 4 | 100 | 83.0 | 1.01 (0.909–1.11) | 0.830 (0.747–0.913) |" in tables.of_device(on(row))
+    assert "| 2.0e-05 | 0.971 |" in tables.of_device(on(row))
+    assert not any("fast mode" in o.goal.text for o in goals.outcomes([on(method("gradcam", fastcam=0.1))]))
+
+
 def test_a_side_that_was_stopped_misses_its_goal():
     row = method("fullgrad") | {"over_cap": {"fastcam": 30.0}}
     found = outcome("FullGrad", row)
@@ -284,6 +295,8 @@ def rows_to_come(run):
         yield {"case": "toolbox", "model": model, "batch": batch, "method": name, "dtype": "float32"}
     for model, name in cases(bench_launches):
         yield {"case": "launches", "model": model, "batch": 1, "method": name}
+    for model, batch in cases(bench_optimize):
+        yield {"case": "optimize", "model": model, "batch": batch, "method": "gradcam", "dtype": "float32"}
     for kind, fixtures in (("throughput", ["benchmark"]), ("resident memory", [])):
         for model, batch in cases(bench_dataset, *fixtures):
             yield {"case": "dataset", "kind": kind, "model": model, "batch": batch, "method": bench_dataset.METHOD}
@@ -360,7 +373,7 @@ def test_images_a_second_of_the_fastest_peer_and_megabytes():
 def test_every_goal_is_named_without_any_run_of_its_kind():
     found = goals.outcomes(devices([recorded(method("gradcam", fastcam=0.1, torch_cam=0.2))]))
     later = {goal for goal in goals.GOALS if not goal.named}  # once they are measured
-    assert {o.goal for o in found} == set(goals.GOALS) - later and len(later) == 3
+    assert {o.goal for o in found} == set(goals.GOALS) - later and len(later) == 6
     peers = [(o.kind, o.verdict) for o in found if "torch-cam" in o.goal.text]
     assert peers == [("cpu", "holds"), ("cuda", "not measured yet")]
     assert {o.verdict for o in found if o.kind == "cuda"} == {"not measured yet"}

@@ -28,6 +28,7 @@ PUBLIC = [
     *("ScoreCAM", "SegEigenCAM", "SemanticSegmentationTarget", "ShapleyCAM", "SimilarityToConceptTarget"),
     *("SimpleFullGrad", "SmoothFullGrad", "SmoothGradCAMpp", "SoftmaxOutputTarget", "ViTReciproCAM", "XGradCAM"),
     *("TopPatches", "top_patches"),
+    *("Agreement", "Optimize"),
     *("ImageFiles", "MapBatches", "Maps", "attribute_dataset", "open_maps", "write_report"),
     *("__version__", "check_contrast", "denormalize", "deprocess_image", "dff", "explain", "gradient_picture"),
     "fasterrcnn_reshape_transform",

@@ -195,6 +195,11 @@ def launches(*methods: str) -> Wanted:
     return lambda row: row["case"] == "launches" and row["batch"] == 1 and row["method"] in methods
 
 
+def fast_mode(**wanted: object) -> Wanted:
+    """Rows of fast mode that have these values."""
+    return lambda row: row["case"] == "optimize" and all(row.get(key) == value for key, value in wanted.items())
+
+
 def data_sets(kind: str) -> Wanted:
     return lambda row: row["case"] == "dataset" and row["kind"] == kind
 
@@ -236,6 +241,23 @@ GOALS = (
         *("cuda", launches(*FAMILY), LAUNCHES, 2),
         beside=launches("eigencam"),  # no backward pass: what comes after the target layer
         aside=lambda row: f"{row['total']} launches in all, {row['forward']} of the forward pass",
+    ),
+    Goal(
+        "ResNet-50, batch 4: Grad-CAM in fast mode",
+        *("cpu", fast_mode(model="resnet50", batch=4), time("fast", "forward"), 0.9),
+        aside=lambda row: f"largest difference {row['difference']:.0e}",
+        named=False,
+    ),
+    Goal(
+        "ResNet-50, batch 256: Grad-CAM in fast mode, bf16, compiled",
+        *("cuda", fast_mode(model="resnet50", batch=256), time("fast bf16 compiled", "forward"), 0.5),
+        aside=lambda row: f"rank correlation {row['rank_correlation'].get('fast bf16 compiled', 0):.3f}",
+        named=False,
+    ),
+    Goal(
+        "ResNet-50, batch 1: Grad-CAM in fast mode, CUDA graphs",
+        *("cuda", fast_mode(model="resnet50", batch=1), time("fast graphed", "graphed forward"), 1.3),
+        named=False,
     ),
     Goal(
         "a data set of JPEGs, files read and maps written",

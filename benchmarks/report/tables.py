@@ -188,6 +188,14 @@ def curve(
     return sorted(found)
 
 
+FAST_SIDES = ("fast", "fast compiled", "fast bf16", "fast bf16 compiled")
+
+
+def _rank_in_bf16(row: Row) -> str:
+    found = row["rank_correlation"].get("fast bf16")
+    return ABSENT if found is None else f"{found:.3f}"
+
+
 CALLS = {
     "methods": "Methods",
     "perturbation": "Methods of many passes",
@@ -266,6 +274,18 @@ _OTHERS = {
             Column("bytes moved an element", partial(plain, "bytes_per_element")),
             Column("floor of the whole operator", partial(plain, "floor_bytes_per_element")),
             Column("an element", partial(plain, "element")),
+        ),
+    ),
+    "optimize": (
+        "Fast mode",
+        (
+            *(Column(key, partial(plain, key)) for key in ("model", "batch")),
+            Column("forward ms", partial(seconds, "forward", 1e3)),
+            Column("fast ms", partial(seconds, "fast", 1e3)),
+            *(Column(f"{side} / forward", partial(time_over, side, "forward")) for side in ("exact", *FAST_SIDES)),
+            Column("fast graphed / graphed forward", partial(time_over, "fast graphed", "graphed forward")),
+            Column("largest difference", lambda row: f"{row['difference']:.1e}"),
+            Column("rank correlation in bf16", _rank_in_bf16),
         ),
     ),
     "launches": (

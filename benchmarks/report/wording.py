@@ -26,6 +26,8 @@ LEGENDS = {
     "toolbox": "Methods of another kind, metrics, several classes at once. `fastcam / one class`: several classes of "
     "each image over one class of the same method.",
     "inside": "Gradients and made images. `one at a time`: fastcam's own loop over what it makes in one batch.",
+    "optimize": "Grad-CAM in fast mode, image tensor to finished numpy map, over the forward pass of the user's own "
+    "model in fp32. `exact` is the method without fast mode; differences and rank correlations are those of its maps.",
     "operator": "GPU time of a kernel by graph replays, beside the operator's PyTorch definition, `torch.compile` of "
     "the definition and a device copy; without a GPU there is no kernel, and GB/s, `of copy` and `call` are the "
     "definition's. GB/s counts the fewest bytes to move, `of copy` is that over the copy's, `call` is the wall clock "

@@ -7,6 +7,7 @@ import ast
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,34 @@ def option_argument(parser: argparse.ArgumentParser, text: str) -> None:
         metavar="NAME=VALUE",
         help=f"{text}; repeat for several",
     )
+
+
+def optimize_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--optimize",
+        action="store_true",
+        help="fast mode: the maps of a copy of the model whose batch norms are folded, channels last; their agreement "
+        "with the exact maps of the first images is printed and recorded",
+    )
+    text = "a setting of fast mode: dtype=bf16 or fp16, compile=True, cuda_graphs=True, fold=False, channels_last=False"
+    parser.add_argument(
+        "--optimize-option", action="append", type=option, default=[], metavar="NAME=VALUE", help=f"{text}; repeatable"
+    )
+
+
+def optimized(options: argparse.Namespace) -> dict[str, Any]:
+    """The keyword of a method for what was asked for; none without `--optimize`."""
+    from fastcam.fast.settings import Optimize
+
+    given = dict(options.optimize_option)
+    if not options.optimize:
+        if given:
+            raise ValueError("--optimize-option is a setting of --optimize: give that too")
+        return {}
+    known = [field.name for field in fields(Optimize)]
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"--optimize has no setting {unknown[0]!r}: it has {', '.join(known)}")
+    return {"optimize": Optimize(**given)}
 
 
 def load(options: argparse.Namespace) -> Loaded:

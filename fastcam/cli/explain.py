@@ -27,6 +27,8 @@ from fastcam.cli.arguments import (
     make_folder,
     model_arguments,
     names_for,
+    optimize_arguments,
+    optimized,
     option_argument,
     positive,
     progress,
@@ -57,6 +59,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--aug-smooth", action="store_true", help="mean over six augmentations of the image")
     parser.add_argument("--eigen-smooth", action="store_true", help="principal component instead of the sum")
     option_argument(parser, "an argument of the method's class, channels=8 for fasterscorecam say")
+    optimize_arguments(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument("--batch-size", type=positive, default=16, help="images at once; default: 16")
     parser.set_defaults(run=_explain)
@@ -65,6 +68,7 @@ def add_to(commands: Any) -> None:
 def _explain(options: argparse.Namespace) -> int:
     from fastcam.images import find_images
     from fastcam.layers import default_layer, layer_name
+    from fastcam.methods import BaseCAM
 
     make_folder(options.out)
     paths = find_images(options.images, skip=options.out)
@@ -90,11 +94,15 @@ def _explain(options: argparse.Namespace) -> int:
         if hasattr(cam, "target_layers"):
             layers = [default_layer(model, x)] if cam.target_layers is None else cam.target_layers
             shared["layer"] = [layer_name(model, layer) for layer in layers]
+        if isinstance(cam, BaseCAM) and cam.optimize and cam.agreement:
+            shared |= {"optimize": asdict(cam.optimize), "agreement": asdict(cam.agreement)}
         records = _records(cam, target, loaded.categories)
         for (path, _, picture), values, record in zip(images, maps, records, strict=True):
             done += _written(options.out / names[path], picture, values, {"image": str(path), **record, **shared})
     if done < len(paths):
         complain(f"{len(paths) - done} of {len(paths)} images failed")
+    if isinstance(cam, BaseCAM) and cam.agreement:
+        print(cam.agreement)
     print(f"wrote {done} pictures, maps and records to {options.out}")
     return 0 if done == len(paths) else 1
 
@@ -108,7 +116,9 @@ def _explainer(options: argparse.Namespace, model: torch.nn.Module) -> tuple[Exp
     if (cls := {**METHODS, **ATTENTION}.get(options.method)) is not None:
         smoothing = {"aug_smooth": options.aug_smooth, "eigen_smooth": options.eigen_smooth}
         progress = {"progress": sys.stderr.isatty()} if issubclass(cls, PerturbationCAM) else {}
-        return made(cls, options, model, options.layer, **progress), smoothing
+        return made(cls, options, model, options.layer, **progress, **optimized(options)), smoothing
+    if optimized(options):
+        raise ValueError(f"--optimize is for maps, {options.method} gives gradients")
     if options.aug_smooth or options.eigen_smooth:
         raise ValueError(f"--aug-smooth and --eigen-smooth are for maps, {options.method} gives gradients")
     if options.method == "guidedgradcam":
@@ -142,9 +152,10 @@ def made(cls: Any, options: argparse.Namespace, *arguments: Any, **keywords: Any
 
 def _options_of(cls: Any) -> set[str]:
     signatures = [inspect.signature(c.__init__).parameters for c in cls.__mro__ if "__init__" in vars(c)]
-    return {p.name for s in signatures for p in s.values() if p.kind == p.KEYWORD_ONLY} | {
-        name for name, p in signatures[0].items() if p.default is not p.empty
-    } - {"target_layers", "reshape_transform", "device"}
+    keywords = {p.name for s in signatures for p in s.values() if p.kind == p.KEYWORD_ONLY} - {"optimize"}
+    return keywords | {name for name, p in signatures[0].items() if p.default is not p.empty} - {
+        *("target_layers", "reshape_transform", "device", "optimize")
+    }
 
 
 def _family(cls: Any) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from fastcam.cli.arguments import (
     load,
     make_folder,
     model_arguments,
+    optimize_arguments,
+    optimized,
     option_argument,
     positive,
 )
@@ -45,6 +47,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--eigen-smooth", action="store_true", help="principal component instead of the sum")
     parser.add_argument("--aug-smooth", action="store_true", help="mean over six augmentations; with --full")
     option_argument(parser, "an argument of the method's class, channels=8 for fasterscorecam say")
+    optimize_arguments(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder, new or of the same command")
     parser.add_argument("--full", action="store_true", help="finished maps at the input's size, not the layer's own")
     parser.add_argument("--store", choices=("fp16", "uint8", "fp32"), default="fp16", help="default: fp16")
@@ -68,13 +71,14 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from fastcam.dataset.attribute import attribute_dataset
     from fastcam.dataset.sources import ImageFiles
+    from fastcam.fast.agreement import Agreement
     from fastcam.methods import ATTENTION, METHODS
 
     make_folder(options.out)
     loaded = load(options)
     device = _own_device(options.device)
     model = loaded.model.to(device, DTYPES[options.dtype])
-    cam = made({**METHODS, **ATTENTION}[options.method], options, model, options.layer)
+    cam = made({**METHODS, **ATTENTION}[options.method], options, model, options.layer, **optimized(options))
     images = ImageFiles(options.images, loaded.preprocess, skip=options.out)
     if isinstance(options.target, int) and not cam.class_discriminative:
         warnings.warn(f"{options.method} does not depend on the class, --target is ignored", stacklevel=1)
@@ -84,7 +88,11 @@ def _run(options: argparse.Namespace) -> int:
     first = os.environ.get("RANK", "0") == "0"
     with _interrupted_when_terminated():
         maps = attribute_dataset(cam, images, options.out, options.target, **given, progress=first)
-    return _told(maps, len(images), options.out) if first else 0  # under torchrun one of them says it
+    if not first:  # under torchrun one of them says it
+        return 0
+    if agreement := maps.manifest["result"].get("agreement"):
+        print(Agreement(**agreement))
+    return _told(maps, len(images), options.out)
 
 
 def _told(maps: Any, total: int, out: Path) -> int:

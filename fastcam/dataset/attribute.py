@@ -8,7 +8,8 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import asdict
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fastcam.dataset.maps import Maps, open_maps
 from fastcam.dataset.shards import STORED
 from fastcam.dataset.sources import ImageFiles, check_dataset, loader, names_of
 from fastcam.dataset.work import Plan, Worker
+from fastcam.fast.agreement import Agreement
 from fastcam.methods import BaseCAM
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -113,12 +115,12 @@ def attribute_dataset(
                 Worker(plan, dataset, explainer, claims, rank, of, bar.told).work()
             except BaseException as error:
                 with suppress(OSError):
-                    _add_result(plan, claims, patient=False)
+                    _add_result(plan, claims, cam, patient=False)
                 if isinstance(error, OSError) and error.errno in _FULL:
                     hint = "the disk is full; what is written is whole, and the same call goes on from there"
                     raise OSError(error.errno, hint, str(out)) from error
                 raise
-        _add_result(plan, claims)
+        _add_result(plan, claims, cam)
         claims.tidy(plan.folder)
     return open_maps(out)
 
@@ -182,14 +184,14 @@ def _remove_failed(plan: Plan) -> None:
             shard.path.unlink(missing_ok=True)
 
 
-def _add_result(plan: Plan, claims: Claims, patient: bool = True) -> None:
+def _add_result(plan: Plan, claims: Claims, cam: BaseCAM, patient: bool = True) -> None:
     """Say in the manifest how far it has come. One that has finished waits for others that say it."""
     while not claims.take(_RESULT):
         if not patient:
             return
         time.sleep(0.05)
     try:
-        manifest.add_result(plan.out, _result(plan), claims.token)
+        manifest.add_result(plan.out, {**_result(plan), **_agreement(plan, cam)}, claims.token)
     finally:
         claims.release(_RESULT)
 
@@ -203,6 +205,16 @@ def _result(plan: Plan) -> Mapping[str, Any]:
         "batch_size": min((shard.meta["batch_size"] for shard in done), default=plan.batch_size),
         "failed": [failure for shard in done for failure in shard.meta["failed"]],
     }
+
+
+def _agreement(plan: Plan, cam: BaseCAM) -> dict[str, Any]:
+    """In fast mode, what holds of the first batches of all workers so far."""
+    if cam.optimize is None:
+        return {}
+    known = manifest.read(plan.out).get("result", {}).get("agreement")
+    found = [Agreement(**known)] if known else []
+    found += [cam.agreement] if cam.agreement is not None else []
+    return {"agreement": asdict(reduce(Agreement.with_worse, found))} if found else {}
 
 
 class _Bar:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastcam import ops
 from fastcam.batches import check_batch_size
+from fastcam.fast.settings import Optimize
 from fastcam.head import linear_head
 from fastcam.inputs import Inputs
 from fastcam.layers import layer_name
@@ -37,6 +38,8 @@ Score = Callable[[Any, Rows], Tensor]
 
 class ReplayCAM(PerturbationCAM):
     """A method that changes activations, and runs again only what follows their layer."""
+
+    looks_inside = True
 
     head = False  # whether the graph of a linear head is of use
 
@@ -130,6 +133,7 @@ class AblationCAM(ReplayCAM):
         progress: bool = False,
         sign: str = "activation",
         interpolation: str | None = None,
+        optimize: bool | Optimize | None = None,
     ) -> None:
         """Bind the method to a model; arguments as in `ScoreCAM`, and
 
@@ -139,7 +143,12 @@ class AblationCAM(ReplayCAM):
         reference_batching         pytorch-grad-cam's map on layers that go below 0, where each ablated row of a batch
                                    pushes the next one 1e7 further down: it depends on `batch_size`, a number then
         """
-        common: dict[str, Any] = {"progress": progress, "sign": sign, "interpolation": interpolation}
+        common: dict[str, Any] = {
+            "progress": progress,
+            "sign": sign,
+            "interpolation": interpolation,
+            "optimize": optimize,
+        }
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, **common)
         if isinstance(ablation_layer, type):
             raise TypeError(f"ablation_layer must be an instance, got the class {ablation_layer.__name__}")

@@ -33,6 +33,8 @@ class AttentionCAM(BaseCAM):
     `eigen_smooth` does not apply.
     """
 
+    looks_inside = True
+
     @contextmanager
     def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> Iterator[AttentionRun]:
         net = unwrap(self.model)

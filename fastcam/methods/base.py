@@ -17,6 +17,9 @@ from torch import Tensor, nn
 import fastcam
 from fastcam import ops
 from fastcam.batches import free_memory, is_out_of_memory
+from fastcam.fast.agreement import Agreement
+from fastcam.fast.calls import FastCalls, device_of
+from fastcam.fast.settings import Optimize, settings_of
 from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import default_layer, find_layers, image_channel_dim, layer_name
 from fastcam.methods.fusion import FUSIONS
@@ -35,6 +38,10 @@ class BaseCAM:
 
     uses_gradients = True
     class_discriminative = True  # whether the map depends on the target
+    looks_inside = False  # of modules or of the graph behind the layer, which fast mode must not compile then
+    sums_biases = False  # of each convolution and batch norm, which fast mode must not make one of two then
+    optimize: Optimize | None = None
+    _fast: FastCalls | None = None
     fusion = "mean"  # of the layers' low maps to a finished one, a name in `FUSIONS`
 
     def __init__(
@@ -45,6 +52,7 @@ class BaseCAM:
         *,
         sign: str = "activation",
         interpolation: str | None = None,
+        optimize: bool | Optimize | None = None,
     ) -> None:
         """Bind the method to a model; nothing runs yet.
 
@@ -57,6 +65,8 @@ class BaseCAM:
                             with the mean over channels, "lapack" is the choice of pytorch-grad-cam on a CPU
         interpolation       of low maps to the size asked for: "linear", "cubic" (a spline), or None for what
                             pytorch-grad-cam takes, linear in one and two dimensions, cubic in three
+        optimize            fast mode: True, or `fastcam.Optimize(...)` with settings; the maps are then those of a
+                            private copy of the model, batch norms folded say, and `agreement` says how near they are
         Raises ValueError for a layer that is not in the model, TypeError for what is no model or no layer.
         """
         if sign not in ("activation", "lapack"):
@@ -70,6 +80,10 @@ class BaseCAM:
         self.reshape_transform = reshape_transform if callable(reshape_transform) else None
         self.sign = sign
         self.interpolation = interpolation
+        self.optimize = settings_of(optimize)
+        if self.optimize is not None:
+            self.optimize.check(device_of(unwrap(model)))
+            self._fast = FastCalls(self.optimize)
         self.outputs: Tensor | None = None
         self._with_gradient: set[nn.Module] = set()  # layers at which a gradient other than 0 was seen
 
@@ -151,7 +165,15 @@ class BaseCAM:
         """
         x = inputs_of(input_tensor, forward_kwargs)
         options = {"eigen_smooth": eigen_smooth, "normalize": False, "size": None, "complete": True, "fused": False}
-        return self._maps(x, self._layers(x), targets, **options)
+        return self._answered(x, targets, False, **options)
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How near the maps of fast mode were to the exact ones, on the first images since the weights last changed.
+
+        None without fast mode, and before the first call.
+        """
+        return None if self._fast is None else self._fast.agreement
 
     def layer_names(self, input_tensor: Any) -> list[str]:
         """The names of the layers that are looked at: those given, or the one found for such inputs."""
@@ -255,9 +277,13 @@ class BaseCAM:
     ) -> Tensor | list[Tensor]:
         x = inputs_of(given, forward_kwargs)
         options["size"] = map_size(unwrap(self.model), options["size"], x)
-        layers = self._layers(x)
-        maps = (self._smoothed if aug_smooth else self._maps)(x, layers, targets, **options)
+        maps = self._answered(x, targets, aug_smooth, **options)
         return maps[0] if len(maps) == 1 else maps
+
+    def _answered(self, x: Inputs, targets: Targets, aug_smooth: bool, **options: Any) -> list[Tensor]:
+        if self._fast is not None:
+            return self._fast.of_method(self, x, targets, aug_smooth, **options)
+        return (self._smoothed if aug_smooth else self._maps)(x, self._layers(x), targets, **options)
 
     def _layers(self, x: Inputs) -> Sequence[nn.Module]:
         return self.target_layers if self.target_layers is not None else [default_layer(self.model, x)]

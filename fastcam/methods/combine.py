@@ -40,6 +40,7 @@ class CombinedCAM(BaseCAM):
         if not isinstance(self.base_cam, BaseCAM):
             raise TypeError(f"base_method must be a method such as GradCAM, it gives {type(self.base_cam).__name__}")
         self.sign, self.interpolation = self.base_cam.sign, self.base_cam.interpolation
+        self.optimize, self._fast = self.base_cam.optimize, self.base_cam._fast
         self.uses_gradients = self.base_cam.uses_gradients
         self.class_discriminative = self.base_cam.class_discriminative
 

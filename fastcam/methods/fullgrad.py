@@ -39,6 +39,9 @@ class FullGrad(BaseCAM):
     (2, 8, 8)
     """
 
+    looks_inside = True
+    sums_biases = True
+
     rescale = "channel"  # unless the constructor is told
     fusion = "scaled once"
 

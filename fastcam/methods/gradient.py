@@ -187,6 +187,8 @@ class CAM(BaseCAM):
     ValueError. Targets are class indices. `eigen_smooth` projects the weighted activations, as elsewhere.
     """
 
+    looks_inside = True
+
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
         if are_callables(targets):
             raise ValueError("CAM explains classes: targets must be None or class indices, got callables")

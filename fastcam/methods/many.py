@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastcam.fast.agreement import Agreement
+from fastcam.fast.calls import FastCalls, device_of
+from fastcam.fast.settings import Optimize, settings_of
 from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import default_layer, find_layers, layer_name
 from fastcam.methods import ATTENTION, METHODS
@@ -17,7 +23,16 @@ from fastcam.methods.fullgrad import FullGrad
 from fastcam.record import unwrap
 from fastcam.targets import Targets, part_of, per_image
 
-Answers = dict[str, dict[str, Tensor]]
+_fast_calls: weakref.WeakKeyDictionary[nn.Module, FastCalls] = weakref.WeakKeyDictionary()  # the last of each model
+
+
+class Answers(dict[str, dict[str, Tensor]]):
+    """The maps of `explain`: `answers[method][layer]`.
+
+    agreement   with `optimize`, how near each method's maps were to the exact ones, on the first images
+    """
+
+    agreement: Mapping[str, Agreement] = MappingProxyType({})
 
 
 def explain(
@@ -33,6 +48,7 @@ def explain(
     normalize: bool = True,
     size: Size = "input",
     forward_kwargs: Mapping[str, Any] | None = None,
+    optimize: bool | Optimize | None = None,
 ) -> Answers:
     """The maps of several methods at several layers: `answers[method][layer]`, a tensor `(B, H, W)` or `(B, T, H, W)`.
 
@@ -45,6 +61,8 @@ def explain(
     layers      as `target_layers` of `GradCAM`; each has its own maps, under its dotted name
     targets     as in `GradCAM`'s call
     options     arguments of the methods' classes: `{"scorecam": {"batch_size": 16}}`
+    optimize    fast mode, as in `GradCAM`: on a copy of the model that later calls take again, with an `agreement` of
+                each method in what is returned
     the others  as in `GradCAM` and its `attribute`
     Raises ValueError for an unknown method, and what the methods raise.
 
@@ -66,15 +84,39 @@ def explain(
         cams[name] = cls(model, [] if everywhere else chosen, reshape_transform, **(options or {}).get(name, {}))
     if others := [name for name in options or {} if name not in cams]:
         raise ValueError(f"options are given for {others[0]!r}, which is not among the methods")
-    keywords = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": map_size(unwrap(model), size, x)}
+    pixels = map_size(unwrap(model), size, x)
+    keywords: dict[str, Any] = {"eigen_smooth": eigen_smooth, "normalize": normalize, "size": pixels}
+    names = [layer_name(model, layer) for layer in chosen]
+    agreement: Mapping[str, Agreement] = {}
+    if (settings := settings_of(optimize)) is None:
+        found = _found(cams, x, targets, **keywords)
+    else:
+        calls, answer = _calls_of(model, settings), partial(_found, **keywords)
+        key = repr((list(cams), names, options, eigen_smooth))
+        _, found, agreement = calls.answered(cams, tuple(chosen), x, targets, answer, normalize, key)
+    answers = Answers()
+    for name, cam in cams.items():
+        answers[name] = dict(zip(["all layers"] if cam.target_layers == [] else names, found[name], strict=True))
+    answers.agreement = agreement
+    return answers
+
+
+def _calls_of(model: nn.Module, settings: Optimize) -> FastCalls:
+    """What earlier calls for this model left, if they had these settings."""
+    net = unwrap(model)
+    known = _fast_calls.get(net)
+    if known is None or known.settings != settings:
+        settings.check(device_of(net))
+        known = _fast_calls[net] = FastCalls(settings)
+    return known
+
+
+def _found(cams: Mapping[str, BaseCAM], x: Inputs, targets: Targets, **keywords: Any) -> dict[str, list[Tensor]]:
+    """The maps of each method, one a layer."""
     found: dict[str, list[Tensor]] = {}
     for sharing in _sharing(cams):
         found.update(_in_parts(sharing, x, targets, **keywords))
-    names = [layer_name(model, layer) for layer in chosen]
-    return {
-        name: dict(zip(["all layers"] if cam.target_layers == [] else names, found[name], strict=True))
-        for name, cam in cams.items()
-    }
+    return found
 
 
 def _named(method: str | type[BaseCAM]) -> tuple[str, type[BaseCAM]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.batches import BatchSize, check_batch_size, in_batches
+from fastcam.fast.settings import Optimize
 from fastcam.inputs import Inputs
 from fastcam.layers import layer_name
 from fastcam.methods.base import BaseCAM
@@ -39,13 +40,15 @@ class PerturbationCAM(BaseCAM):
         progress: bool = False,
         sign: str = "activation",
         interpolation: str | None = None,
+        optimize: bool | Optimize | None = None,
     ) -> None:
         """Bind the method to a model; arguments as in `GradCAM`, and
 
         batch_size   rows at once; "auto" grows while that is faster and memory suffices, and is halved where it fails
         progress     show a bar on stderr
         """
-        super().__init__(model, target_layers, reshape_transform, sign=sign, interpolation=interpolation)
+        common: dict[str, Any] = {"sign": sign, "interpolation": interpolation, "optimize": optimize}
+        super().__init__(model, target_layers, reshape_transform, **common)
         if batch_size != "auto":
             check_batch_size(batch_size)
         self.batch_size = batch_size  # looked at in each call: users set it afterwards

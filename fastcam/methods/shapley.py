@@ -36,6 +36,8 @@ class ShapleyCAM(GradientCAM):
     (2, 8, 8)
     """
 
+    looks_inside = True
+
     @contextmanager
     def recorded(self, x: Inputs, layers: Sequence[nn.Module], complete: bool) -> Iterator[Run]:
         with _plain_attention(), _Hardsigmoid(), super().recorded(x, layers, complete) as run:

@@ -1,0 +1,168 @@
+"""The calls of methods in fast mode: on a copy of their model, the first beside the exact one."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcam.fast.agreement import Agreement, agreement_of, random_state
+from fastcam.fast.copies import FastModel, Wanted
+from fastcam.fast.settings import Optimize
+from fastcam.inputs import Inputs
+from fastcam.record import unwrap
+from fastcam.targets import Targets, part_of, per_image
+
+_COMPARED = 16  # images; of a compiled model all of the first batch, since another size is compiled anew
+
+Cams = Mapping[str, Any]  # methods of one model, by name
+Maps = dict[str, list[Tensor]]
+Answer = Callable[[Cams, Inputs, Targets], Maps]
+
+
+class FastCalls:
+    """What fast mode keeps between calls; copies of a method share it, a pickled one begins anew.
+
+    agreement   of the method that it is for, on the first images since the weights last changed
+    """
+
+    def __init__(self, settings: Optimize) -> None:
+        self.settings = settings
+        self.agreement: Agreement | None = None
+        self._lock = threading.Lock()
+        self._fast: FastModel | None = None
+        self._messages: list[str] = []
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.settings,)
+
+    def of_method(self, cam: Any, x: Inputs, targets: Targets, aug_smooth: bool, **options: Any) -> list[Tensor]:
+        """What the method answers, and its `outputs`."""
+
+        def answer(cams: Cams, x: Inputs, targets: Targets) -> Maps:
+            return {name: c._answered(x, targets, aug_smooth, **options) for name, c in cams.items()}
+
+        layers, normalized = tuple(cam._layers(x)), options["normalize"]
+        bound, maps, agreement = self.answered({"": cam}, layers, x, targets, answer, normalized)
+        cam.outputs = self._own(bound[""].outputs, x)
+        self.agreement = agreement.get("", self.agreement)
+        return maps[""]
+
+    def answered(
+        self,
+        cams: Cams,
+        layers: tuple[nn.Module, ...],
+        x: Inputs,
+        targets: Targets,
+        answer: Answer,
+        normalized: bool,
+        key: Any = None,
+    ) -> tuple[Cams, Maps, dict[str, Agreement]]:
+        """The methods as they are bound to the copy, all at these layers; their `answer`, and each one's agreement.
+
+        normalized   whether their maps are in [0, 1]
+        key          of what is asked: for each the first answer is compared with the exact one
+        """
+        fast, first = self._ready(cams, layers, x, key)
+        bound = {name: _bound(cam, fast) for name, cam in cams.items()}
+        if self.settings.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            if not first:
+                return bound, answer(bound, fast.inputs(x), targets), fast.measured.get(key, {})
+            maps, agreement = self._compared(cams, bound, fast, x, targets, answer, normalized)
+            fast.measured[key] = agreement
+            return bound, maps, agreement
+        except BaseException:
+            if first:
+                fast.measured.pop(key, None)
+            raise
+        finally:
+            self._warn()
+
+    def _ready(self, cams: Cams, layers: tuple[nn.Module, ...], x: Inputs, key: Any) -> tuple[FastModel, bool]:
+        """The copy, made or refreshed where needed, and whether this call is to compare it."""
+        cam = next(iter(cams.values()))
+        model = unwrap(cam.model)
+        wanted = _wanted_by(cams, layers)
+        with self._lock:
+            fast = self._fast
+            if fast is None or not fast.is_of(model, wanted):
+                self.settings.check(device_of(model))
+                self._fast = fast = FastModel(model, self.settings, wanted, x, self._messages.append)
+                if self.settings.compile and not wanted.compile:
+                    inside = next(type(c).__name__ for c in cams.values() if _asked(c).looks_inside)
+                    self._messages.append(f"{type(model).__name__} is not compiled: {inside} looks inside of it")
+            first = key not in fast.measured
+            fast.measured.setdefault(key, {})
+        return fast, first
+
+    def _compared(
+        self, cams: Cams, bound: Cams, fast: FastModel, x: Inputs, targets: Targets, answer: Answer, normalized: bool
+    ) -> tuple[Maps, dict[str, Agreement]]:
+        """The answer, whose first images the model as it is explains too, with the same random numbers."""
+        B = len(x)
+        few = B if self.settings.compile else min(B, _COMPARED)
+        some = targets if few == B else part_of(targets, 0, few, B)
+        restore = random_state(device_of(fast.net))
+        exact = answer({name: exact_method(cam) for name, cam in cams.items()}, x[:few], some)
+        restore()
+        maps = answer(bound, fast.inputs(x[:few]), some)
+        beside = 1 + (per_image(targets) is not None)
+        agreement = {name: agreement_of(maps[name], exact[name], beside, normalized) for name in cams}
+        if few < B:
+            restore()
+            maps = answer(bound, fast.inputs(x), targets)
+        return maps, agreement
+
+    def _warn(self) -> None:
+        """What was met inside of the model's run, at the line of the method's caller."""
+        from fastcam.methods.base import warn  # which imports this module
+
+        while self._messages:
+            warn(self._messages.pop(0))
+
+    def _own(self, outputs: Tensor | None, x: Inputs) -> Tensor | None:
+        """In the images' type, in memory that no later call writes to."""
+        if outputs is None or self.settings.dtype is None and not self.settings.cuda_graphs:
+            return outputs
+        return outputs.to(x.image.dtype if outputs.is_floating_point() else outputs.dtype, copy=True)
+
+
+def _wanted_by(cams: Cams, layers: tuple[nn.Module, ...]) -> Wanted:
+    """What methods that share a copy ask of it."""
+    asked = [_asked(cam) for cam in cams.values()]
+    inside = any(cam.looks_inside for cam in asked)
+    references = tuple(weakref.ref(layer) for layer in layers)
+    return Wanted(references, plain=any(cam.sums_biases for cam in asked), compile=not inside, frozen=not inside)
+
+
+def _asked(cam: Any) -> Any:
+    return _asked(cam.base_cam) if getattr(cam, "base_cam", None) is not None else cam
+
+
+def exact_method(cam: Any) -> Any:
+    """The same method without fast mode."""
+    other = copy.copy(cam)
+    other._fast = None
+    return other
+
+
+def _bound(cam: Any, fast: FastModel) -> Any:
+    """The same method on the copy."""
+    other = exact_method(cam)
+    other.model = fast.net
+    other.target_layers = [] if cam.target_layers == [] else list(fast.layers)
+    if getattr(cam, "base_cam", None) is not None:
+        other.base_cam = _bound(cam.base_cam, fast)
+    return other
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
