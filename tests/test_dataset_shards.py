@@ -169,7 +169,7 @@ def test_folders_without_maps(copied, tmp_path):
         ("[1]", "manifest.json is no manifest of fastcam's"),
         ('{"format": "else"}', "manifest.json is no manifest of fastcam's"),
         (json.dumps({**given, "format": 99}), "or of a later version"),
-        (json.dumps({**given, "dataset": {"samples": 5}}), "000001.npz is not of the run that manifest.json describes"),
+        (json.dumps({**given, "dataset": {"samples": 5}}), "000000.npz is not of the run that manifest.json describes"),
     ]:
         manifest.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(ValueError, match=message):

@@ -8,6 +8,7 @@ import inspect
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def plain(value: Any, depth: int = 0) -> Any:
         return sorted(map(str, map(inside, value)))
     if isinstance(value, list | tuple):
         return [inside(v) for v in value]
+    if is_dataclass(value) and not callable(value):
+        return {field.name: inside(getattr(value, field.name)) for field in fields(value)}
     return _plain_callable(value, inside) if callable(value) else _plain_object(value, inside)
 
 
