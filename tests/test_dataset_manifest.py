@@ -3,6 +3,9 @@
 import functools
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import torch
@@ -83,3 +86,15 @@ def test_a_models_own_settings_count_and_addresses_do_not():
     assert (
         model_fingerprint(Scaled(1.0)) == model_fingerprint(Scaled(1.0).train(False)) != model_fingerprint(Scaled(3.0))
     )
+
+
+def test_a_function_is_the_same_in_every_process():
+    """The order of a set of texts is another in each."""
+    code = "from fastcam.dataset.describing import plain; print(plain(lambda y: y in {'ant', 'bee', 'cow'})['code'])"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1

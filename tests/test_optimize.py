@@ -503,6 +503,9 @@ def test_compiled_by_a_real_compiler():
     cam = GradCAM(net, "layer4[-1]", optimize=Optimize(compile=True))
     assert np.abs(cam(x) - GradCAM(net, "layer4[-1]")(x)).max() < 1e-3
     assert np.abs(cam(x[:1]) - GradCAM(net, "layer4[-1]")(x[:1])).max() < 1e-3, "a batch of another size"
+    several = torch.tensor([[0, 1]] * 2)  # two backward passes through the blocks behind the layer
+    cam = GradCAM(net, "layer3", optimize=Optimize(compile=True))
+    assert np.abs(cam(x, several) - GradCAM(net, "layer3")(x, several)).max() < 1e-3
 
 
 @pytest.mark.gpu
@@ -555,3 +558,94 @@ def test_the_commands(tmp_path, capsys):
     gradients = [*common[:-2], "--method", "saliency", "--optimize", "--out", str(tmp_path / "wrong")]
     assert main(["explain", *gradients]) == 2
     assert "--optimize is for maps" in capsys.readouterr().err
+
+
+def test_a_first_call_in_inference_mode():
+    net, x = small()
+    cam = GradCAM(net, "layer4", optimize=True)
+    exact = GradCAM(net, "layer4")(x)
+    with torch.inference_mode():
+        np.testing.assert_allclose(cam(x), exact, atol=1e-6)
+    np.testing.assert_allclose(cam(x), exact, atol=1e-6)
+    assert folded(cam) == 20
+
+
+def test_narrow_types_are_folded_too():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in (torch.bfloat16, torch.float16):
+            net, x = small(dtype=dtype)
+            cam = GradCAM(net, "layer4", optimize=True)
+            cam(x)
+            assert folded(cam) == 20, dtype
+        net, x = small(dtype=torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            cam = GradCAM(net, "layer4", optimize=True)
+            cam(x)
+        assert folded(cam) == 20
+
+
+class Recorder:
+    """What a hook of the user's sees, kept beside what cannot be copied."""
+
+    def __init__(self):
+        self.lock, self.seen = threading.Lock(), 0
+
+    def see(self, module, args, output):
+        with self.lock:
+            self.seen += 1
+
+
+def test_hooks_and_tensors_that_cannot_be_copied():
+    net, x = small()
+    recorder = Recorder()
+    net.layer1.register_forward_hook(recorder.see)
+    net.layer1.kept = (net.fc.weight * 2).sum(1)  # inside of a graph
+    cam = GradCAM(net, "layer4", optimize=True)
+    maps = cam(x)
+    seen = recorder.seen
+    assert seen >= 1
+    cam(x)
+    assert recorder.seen == seen + 1
+    np.testing.assert_allclose(maps, GradCAM(net, "layer4")(x), atol=1e-6)
+
+
+class TwoWays(nn.Module):
+    """Reads what its convolution gives only when asked."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)
+        self.tail, self.head = nn.Conv2d(6, 6, 3), nn.Linear(6, 4)
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.2, 3)
+
+    def forward(self, x, both=False):
+        z = self.conv(x)
+        y = self.norm(z).relu()
+        y = self.tail(y + z if both else y).relu()
+        return self.head(y.mean((2, 3)))
+
+
+def test_other_arguments_may_run_something_else():
+    net, x = TwoWays().double(), torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    cam, exact = GradCAM(net, "tail", optimize=True), GradCAM(net, "tail")
+    for both in (False, True, False):
+        arguments = {"forward_kwargs": {"both": both}}
+        np.testing.assert_allclose(cam(x, **arguments), exact(x, **arguments), atol=1e-6)
+
+
+def test_a_hook_before_a_container_sees_what_it_saw():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Conv2d(4, 4, 3)).double()
+    net[1][0].running_mean.fill_(0.5)
+    net.append(nn.Flatten()).append(nn.Linear(4 * 144, 3).double())
+    x, seen = torch.rand(1, 3, 16, 16, dtype=torch.float64), []
+    net[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is folded
+        cam = GradCAM(net, "2", optimize=True)
+        cam(x)
+        seen.clear()
+        cam(x)
+    torch.testing.assert_close(seen[-1], net[0](x).detach())

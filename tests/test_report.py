@@ -233,3 +233,28 @@ def test_notebooks_show_signals_as_text():
     net = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(40, 3))
     found = fastcam.Saliency(net)(torch.rand(2, 1, 12), 1)
     assert found._repr_html_() is None and found._repr_png_() is None and "(2, 1, 12)" in repr(found)
+
+
+def test_a_callable_target_has_its_name(images, tmp_path):
+    explained(images, tmp_path / "maps", targets=fastcam.ClassifierOutputTarget(2))
+    page = Page(fastcam.write_report(tmp_path / "maps", images=images))
+    assert page.data["methods"][0]["explained"] == "ClassifierOutputTarget"
+
+
+def test_a_picture_is_never_its_namesakes(images, run, tmp_path):
+    """A file that is gone, and one of the same name in another folder."""
+    few = tmp_path / "few"
+    shutil.copytree(images, few)
+    photo = next((few / "class-1").glob("photo-*.jpg"))
+    photo.rename(few / photo.name)
+    lost = []
+    page = Page(fastcam.write_report(run, images=few, lost=lost.append, file=tmp_path / "a.html"))
+    place = page.data["names"].index(f"class-1/{photo.name}")
+    assert not page.lines[place][0] and len(lost) == 1 and photo.name in lost[0]
+
+
+def test_labels_of_a_run_that_goes_on_are_not_known(images, tmp_path):
+    maps = explained(images, tmp_path / "maps", targets="predicted", shard_size=4)
+    maps.shards[1].path.unlink()
+    with pytest.raises(ValueError, match="labels are known when a run is complete"):
+        fastcam.write_report(tmp_path / "maps", images=images, labels=True)

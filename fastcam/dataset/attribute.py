@@ -115,12 +115,12 @@ def attribute_dataset(
                 Worker(plan, dataset, explainer, claims, rank, of, bar.told).work()
             except BaseException as error:
                 with suppress(OSError):
-                    _add_result(plan, claims, cam, patient=False)
+                    _add_result(plan, claims, explainer.cam, patient=False)
                 if isinstance(error, OSError) and error.errno in _FULL:
                     hint = "the disk is full; what is written is whole, and the same call goes on from there"
                     raise OSError(error.errno, hint, str(out)) from error
                 raise
-        _add_result(plan, claims, cam)
+        _add_result(plan, claims, explainer.cam)
         claims.tidy(plan.folder)
     return open_maps(out)
 

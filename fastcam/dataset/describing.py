@@ -123,8 +123,12 @@ def _content(cell: Any) -> Any:
 
 
 def _code(code: types.CodeType) -> str:
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    constants = [_code(c) if isinstance(c, types.CodeType) else _constant(c) for c in code.co_consts]
     return fingerprint([code.co_code, *constants, *code.co_names])[:16]
+
+
+def _constant(value: Any) -> str:
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)  # its order is chance
 
 
 def _name(value: Any) -> str:

@@ -6,16 +6,16 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastcam.batches import check_count, free_memory, is_out_of_memory
 from fastcam.dataset.shards import Failure, Sample
 from fastcam.dataset.sources import Batch, said
+from fastcam.fast.calls import FastCalls, device_of
 from fastcam.inputs import inputs_of
 from fastcam.methods import BaseCAM
 from fastcam.methods.base import map_size
@@ -209,13 +209,11 @@ def _steady(cam: BaseCAM) -> BaseCAM:
     cam = copy.copy(cam)
     if isinstance(cam, PerturbationCAM):
         cam.steady, cam._found = True, {}
+    if cam.optimize is not None:  # whose agreement is on this run's images
+        cam._fast = FastCalls(cam.optimize)
     if isinstance(base := getattr(cam, "base_cam", None), BaseCAM):
         cam.base_cam = _steady(base)  # type: ignore[attr-defined]
     return cam
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def records(cam: BaseCAM, targets: Any, images: int) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcam.dataset.explaining import device_of, records
+from fastcam.dataset.explaining import records
+from fastcam.fast.calls import device_of
 from fastcam.methods import BaseCAM
 from fastcam.methods.fusion import FUSIONS
 

@@ -34,8 +34,9 @@ class Agreement:
 
     def with_worse(self, other: Agreement) -> Agreement:
         """What holds of both."""
-        worst = max(self.max_difference, other.max_difference), min(self.rank_correlation, other.rank_correlation)
-        return Agreement(*worst, self.maps + other.maps)
+        difference = float(np.maximum(self.max_difference, other.max_difference))  # NaN stays
+        correlation = float(np.minimum(self.rank_correlation, other.rank_correlation))
+        return Agreement(difference, correlation, self.maps + other.maps)
 
 
 def agreement_of(fast: Sequence[Tensor], exact: Sequence[Tensor], beside: int, normalized: bool) -> Agreement:

@@ -6,6 +6,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -69,14 +70,16 @@ class FastCalls:
         normalized   whether their maps are in [0, 1]
         key          of what is asked: for each the first answer is compared with the exact one
         """
-        fast, first = self._ready(cams, layers, x, key)
+        with torch.inference_mode(False), torch.no_grad():  # a copy made in that mode would be of no use outside
+            fast, first = self._ready(cams, layers, x, key)
         bound = {name: _bound(cam, fast) for name, cam in cams.items()}
         if self.settings.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         try:
-            if not first:
-                return bound, answer(bound, fast.inputs(x), targets), fast.measured.get(key, {})
-            maps, agreement = self._compared(cams, bound, fast, x, targets, answer, normalized)
+            with _graphs_kept() if self.settings.compile else nullcontext():
+                if not first:
+                    return bound, answer(bound, fast.inputs(x), targets), fast.measured.get(key, {})
+                maps, agreement = self._compared(cams, bound, fast, x, targets, answer, normalized)
             fast.measured[key] = agreement
             return bound, maps, agreement
         except BaseException:
@@ -90,7 +93,7 @@ class FastCalls:
         """The copy, made or refreshed where needed, and whether this call is to compare it."""
         cam = next(iter(cams.values()))
         model = unwrap(cam.model)
-        wanted = _wanted_by(cams, layers)
+        wanted = _wanted_by(cams, layers, x)
         with self._lock:
             fast = self._fast
             if fast is None or not fast.is_of(model, wanted):
@@ -125,8 +128,10 @@ class FastCalls:
         """What was met inside of the model's run, at the line of the method's caller."""
         from fastcam.methods.base import warn  # which imports this module
 
-        while self._messages:
-            warn(self._messages.pop(0))
+        with self._lock:
+            messages, self._messages[:] = list(self._messages), []
+        for message in messages:
+            warn(message)
 
     def _own(self, outputs: Tensor | None, x: Inputs) -> Tensor | None:
         """In the images' type, in memory that no later call writes to."""
@@ -135,12 +140,21 @@ class FastCalls:
         return outputs.to(x.image.dtype if outputs.is_floating_point() else outputs.dtype, copy=True)
 
 
-def _wanted_by(cams: Cams, layers: tuple[nn.Module, ...]) -> Wanted:
+def _graphs_kept() -> AbstractContextManager[Any]:
+    """Compiled blocks may not write into what a second backward pass of theirs needs."""
+    from torch._functorch import config
+
+    return config.patch(donated_buffer=False)
+
+
+def _wanted_by(cams: Cams, layers: tuple[nn.Module, ...], x: Inputs) -> Wanted:
     """What methods that share a copy ask of it."""
     asked = [_asked(cam) for cam in cams.values()]
     inside = any(cam.looks_inside for cam in asked)
     references = tuple(weakref.ref(layer) for layer in layers)
-    return Wanted(references, plain=any(cam.sums_biases for cam in asked), compile=not inside, frozen=not inside)
+    plain = any(cam.sums_biases for cam in asked)
+    called = repr({k: None if isinstance(v, Tensor) else v for k, v in sorted(x.forward_kwargs.items())})
+    return Wanted(references, plain, compile=not inside, frozen=not inside, called=called)
 
 
 def _asked(cam: Any) -> Any:

@@ -16,11 +16,14 @@ from fastcam.fast.compiled import compile_blocks
 from fastcam.fast.folding import Folded, Pair, foldable, folded_weights, is_convolution, is_norm, put
 from fastcam.fast.settings import Optimize
 from fastcam.inputs import Inputs
+from fastcam.ops import not_autocast
 from fastcam.record import all_modules, call, evaluation, first_tensor, hooked, owned, to_device_of
 from fastcam.tokens import layout_of
 
-_TOLERANCE = 1e-3  # of the folded model's output, over its largest value
+_TOLERANCE = 1e-3  # of the folded model's output, over its largest value; more where the type or TF32 is coarser
+_STEPS = 16  # of rounding of such a type
 Tell = Callable[[str], None]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Wanted(NamedTuple):
@@ -31,12 +34,14 @@ class Wanted(NamedTuple):
               the memory order stays, on which rounding depends that such a sum can amplify
     compile   whether it works on compiled blocks
     frozen    whether parameters may do without a gradient
+    called    the arguments that every call gets: with others, something else may run
     """
 
     layers: tuple[weakref.ref[nn.Module], ...]
     plain: bool = False
     compile: bool = True
     frozen: bool = True
+    called: str = ""
 
 
 class FastModel:
@@ -105,7 +110,7 @@ class FastModel:
         """Fold what can be folded, if the output stays what it was."""
         restore = random_state(x.image.device)
         layers = {self.net.get_submodule(name) for name in self._names}
-        with evaluation(self.net):
+        with evaluation(self.net), not_autocast(x.image):
             pairs, expected = foldable(self.net, x, layers, not self.wanted.plain)
         restore()
         self._pairs = pairs
@@ -121,7 +126,7 @@ class FastModel:
             )
         if not pairs:
             return
-        with evaluation(self.net):
+        with evaluation(self.net), not_autocast(x.image):
             found = call(self.net, x.clone())
         restore()
         if not _near(found, expected):
@@ -162,7 +167,11 @@ def _note(shapes: dict[nn.Module, tuple[int, ...]], module: nn.Module, output: A
 
 def copied(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, without what calls of fastcam under way in other threads have put into the model."""
-    net = copy.deepcopy(model).eval()
+    # Hooks may hold a recorder of the user's, or what cannot be copied; tensors inside of a graph cannot be either.
+    shared = {id(h): h for m in model.modules() for name in _HOOKS for h in getattr(m, name).values()}
+    values = [v for m in model.modules() for v in (*vars(m).values(), *m._buffers.values())]
+    shared |= {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
+    net = copy.deepcopy(model, shared).eval()
     for module in net.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(hooks.items()):
@@ -186,8 +195,13 @@ def _near(found: Any, expected: Any) -> bool:
     """Whether two outputs of a model have the same floating-point tensors, but for rounding."""
     pairs = list(zip(_floating(found), _floating(expected), strict=False))
     return bool(pairs) and all(
-        a.shape == b.shape and bool((a - b).abs().max() <= _TOLERANCE * b.abs().max() + 1e-30) for a, b in pairs
+        a.shape == b.shape and bool((a - b).abs().max() <= _tolerance(a) * b.abs().max() + 1e-30) for a, b in pairs
     )
+
+
+def _tolerance(t: Tensor) -> float:
+    rounded = 2.0**-10 if t.device.type == "cuda" and t.dtype == torch.float32 else torch.finfo(t.dtype).eps  # TF32
+    return max(_TOLERANCE, _STEPS * rounded)
 
 
 def _floating(output: Any) -> list[Tensor]:

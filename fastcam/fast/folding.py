@@ -105,6 +105,7 @@ class _Watch(TorchFunctionMode):
             yield module.register_forward_pre_hook(self._enter)
             yield module.register_forward_hook(self._leave)
         elif seen:
+            yield module.register_forward_pre_hook(lambda _, args: self.read_by_caller(args))
             yield module.register_forward_hook(lambda _, __, output: self.read_by_caller(output))
 
     def pairs(self) -> Iterator[tuple[Any, nn.Module]]:

@@ -58,6 +58,10 @@ class Column:
     classes: dict[int, str] = field(default_factory=dict)
 
 
+_EXPLAINED = {"predicted": "predicted class", "label": "true class"}
+_OF_IMAGES = ("image", "predicted", "explained", "agreement")
+
+
 def columns_of(out: Path) -> list[Column]:
     """Those of a folder: one of `fastcam run`, as many as methods were asked of `fastcam explain`.
 
@@ -80,7 +84,7 @@ def _of_maps(maps: Maps) -> Column:
         for i, (index, target, predicted, score) in enumerate(numbers)
     ]
     found = about["dataset"].get("preprocess")
-    explained = {"predicted": "predicted class", "label": "true class"}.get(targets, _class(targets))
+    explained = _EXPLAINED[targets] if targets in ("predicted", "label") else _class(targets)
     return Column(
         maps.out,
         about["method"]["class"],
@@ -95,6 +99,10 @@ def _of_maps(maps: Maps) -> Column:
 
 
 def _class(targets: Any) -> str:
+    """An index, or a callable by its name."""
+    if isinstance(targets, dict):
+        targets = next((targets[key] for key in ("class", "function", "partial", "method") if key in targets), "target")
+        return _class(targets)
     return f"class {targets}" if isinstance(targets, int) else str(targets).rpartition(".")[2]
 
 
@@ -105,7 +113,7 @@ def _of_records(out: Path) -> Iterator[Column]:
         record = _record(file)
         if record is None:
             continue
-        about = {name: value for name, value in record.items() if name not in ("image", "predicted", "explained")}
+        about = {name: value for name, value in record.items() if name not in _OF_IMAGES}
         key = json.dumps(about, sort_keys=True)
         column = groups.setdefault(key, _column_of_record(out, record))
         classes = [record[name] or {"class": -1, "score": None} for name in ("explained", "predicted")]

@@ -25,7 +25,7 @@ function stored(place) {
 const className = (index) => (index < 0 ? "" : page.classes[index] ?? String(index));
 const inPercent = (score) => (score >= 0 && score <= 1 ? Math.round(100 * score) + " %" : score.toPrecision(3));
 const percent = (score) => (score === null ? "" : inPercent(score));
-const hasMap = (place, m = method) => page.methods[m].predicted[place] >= 0 || page.methods[m].score[place] !== null;
+const hasMap = (place, m = method) => page.methods[m].predicted[place] >= -1;
 const classOf = (place, m = method) => {
   const { target, predicted } = page.methods[m];
   return target[place] >= 0 ? target[place] : predicted[place];

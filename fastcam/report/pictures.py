@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -82,7 +82,8 @@ class Pictures:
             raise ValueError(f"{first} is of no image files: pass the data set's pictures, images=, from Python")
         self.folders = [Path(images)] if images is not None else [Path(), first.parent]
         looked_at = [table.first(key).path for key in table.keys[:_LOOKED_AT]]
-        if not any(path is not None and self._found(path) for path in looked_at):
+        self.place = self._most_found([path for path in looked_at if path is not None])
+        if self.place is None:
             where = f"below {images}" if images is not None else "here"
             raise ValueError(f"the images of {first}, {looked_at[0]} say, are not {where}: give their folder, --images")
 
@@ -103,11 +104,23 @@ class Pictures:
         item = self.given[index]  # type: ignore[index]
         return item[0] if isinstance(item, tuple | list) else item
 
+    def _most_found(self, paths: Sequence[str]) -> tuple[Path, int] | None:
+        """The folder, and how many first parts of a path to leave out below it, that most of the paths are found by.
+
+        One way for all: another for each image might find its namesake.
+        """
+        deepest = max((len(PurePath(path).parts) for path in paths), default=0)
+        places = [(folder, begin) for folder in self.folders for begin in range(deepest)]
+        counts = [sum(_below(place, path) is not None for path in paths) for place in places]
+        return places[counts.index(max(counts))] if any(counts) else None
+
     def _found(self, path: str) -> Path | None:
         """The file of a recorded path, which may begin further up than the folder: `photos/a.png` below `photos`."""
-        parts = PurePath(path).parts
-        for folder in self.folders:
-            for begin in range(len(parts)):
-                if (file := folder.joinpath(*parts[begin:])).is_file():
-                    return file
-        return None
+        return None if self.place is None else _below(self.place, path)
+
+
+def _below(place: tuple[Path, int], path: str) -> Path | None:
+    folder, begin = place
+    parts = PurePath(path).parts[begin:]
+    file = folder.joinpath(*parts)
+    return file if parts and file.is_file() else None

@@ -12,6 +12,8 @@ from fastcam.report.columns import Column, Row
 
 ClassNames = Sequence[str] | Mapping[int, str] | None
 
+_NO_MAP = -2  # in place of a predicted class; -1 is none
+
 
 @dataclass
 class Table:
@@ -45,7 +47,7 @@ class Table:
             "layers": column.layers,
             "explained": column.explained,
             "target": [-1 if row is None else row.target for row in rows],
-            "predicted": [-1 if row is None else row.predicted for row in rows],
+            "predicted": [_NO_MAP if row is None else row.predicted for row in rows],
             "score": [None if row is None or not math.isfinite(row.score) else round(row.score, 6) for row in rows],
         }
 
@@ -89,6 +91,8 @@ def _folders(columns: Sequence[Column]) -> list[str]:
     """The classes as `ImageFiles` counts them: sorted, with those of which nothing could be explained."""
     if any(column.dataset is None for column in columns):
         raise ValueError("labels are the sub-folders of `fastcam run`: `fastcam explain` keeps no data set's order")
+    if all(len(c.rows) + len(c.failed) < c.dataset["samples"] for c in columns if c.dataset is not None):
+        raise ValueError(f"labels are known when a run is complete, and {columns[0].out} is not")
     paths = [row.path for column in columns for row in column.rows]
     paths += [failure["path"] for column in columns for failure in column.failed]
     if not (found := sorted({_folder(path) for path in paths} - {""})):
