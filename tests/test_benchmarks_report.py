@@ -373,7 +373,7 @@ def test_images_a_second_of_the_fastest_peer_and_megabytes():
 def test_every_goal_is_named_without_any_run_of_its_kind():
     found = goals.outcomes(devices([recorded(method("gradcam", fastcam=0.1, torch_cam=0.2))]))
     later = {goal for goal in goals.GOALS if not goal.named}  # once they are measured
-    assert {o.goal for o in found} == set(goals.GOALS) - later and len(later) == 6
+    assert {o.goal for o in found} == set(goals.GOALS) - later and len(later) == 7
     peers = [(o.kind, o.verdict) for o in found if "torch-cam" in o.goal.text]
     assert peers == [("cpu", "holds"), ("cuda", "not measured yet")]
     assert {o.verdict for o in found if o.kind == "cuda"} == {"not measured yet"}
