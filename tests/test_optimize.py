@@ -505,7 +505,8 @@ def test_compiled_by_a_real_compiler():
     assert np.abs(cam(x[:1]) - GradCAM(net, "layer4[-1]")(x[:1])).max() < 1e-3, "a batch of another size"
     several = torch.tensor([[0, 1]] * 2)  # two backward passes through the blocks behind the layer
     cam = GradCAM(net, "layer3", optimize=Optimize(compile=True))
-    assert np.abs(cam(x, several) - GradCAM(net, "layer3")(x, several)).max() < 1e-3
+    exact, image = small()  # in fp64: in fp32 a ReLU near 0 decides otherwise in the model as it is
+    assert np.abs(cam(x, several) - GradCAM(exact, "layer3")(image, several)).max() < 1e-3
 
 
 @pytest.mark.gpu
