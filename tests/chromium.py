@@ -48,7 +48,8 @@ class Chromium:
 
         command = [found(), *FLAGS, f"--user-data-dir={self._folder.name}", "about:blank"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, pass_fds=(3, 4), preexec_fn=third_and_fourth, **quiet)
+        own = {**os.environ, "TMPDIR": self._folder.name}  # what it leaves goes with the folder
+        self._process = subprocess.Popen(command, pass_fds=(3, 4), preexec_fn=third_and_fourth, env=own, **quiet)
         os.close(there)
         os.close(back)
         (page,) = (t for t in self._call("Target.getTargets")["targetInfos"] if t["type"] == "page")
