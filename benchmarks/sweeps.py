@@ -138,8 +138,8 @@ UNKNOWN = "no reason on record"
 # Why a curve of fastcam is not straight: by device, sweep and quantity, and the beginning of the curve's name.
 REASONS: dict[tuple[str, str, str], dict[str, str]] = {
     ("cpu", "batch", "time"): {
-        "eigencam": "the forward pass itself: from 8 images on its activations leave the caches, and an image takes 18 "
-        "in place of 15 ms"
+        "eigencam": "the forward pass timed beside it bends alike, from 15 ms an image up to batch 4 to 18 from 8 on; "
+        "beside Grad-CAM it does so later, and why is not known"
     },
     ("cpu", "batch", "memory"): {
         "": _PEAK + "at batch 1 a convolution's weights, laid out anew by oneDNN, from batch 2 on activations"

@@ -158,3 +158,18 @@ def test_one_large_image_does_not_make_the_batches_of_others_smaller(tmp_path):
     maps = explained(tmp_path / "a", [*images[:8], large], model=net(Narrow), batch_size=4, shard_size=9)
     assert [f["index"] for f in maps.failed] == [8] and "out of memory" in maps.failed[0]["reason"]
     assert maps.manifest["result"]["batch_size"] == 4
+
+
+class Listing(Net):
+    """Gives a list with an output for each image, as detectors do."""
+
+    def forward(self, x):
+        return list(super().forward(x))
+
+
+def test_a_model_that_lists_its_outputs_is_explained_by_a_callable(tmp_path):
+    images = data().tensors[0]
+    maps = explained(tmp_path / "a", list(images), model=net(Listing), targets=lambda y: y[1], store="fp32")
+    expected = explained(tmp_path / "b", list(images), targets=lambda y: y[1], store="fp32")
+    assert not maps.failed and (maps.predicted == -1).all() and np.isnan(maps.score).all()
+    np.testing.assert_allclose(maps[:], expected[:], atol=1e-6)

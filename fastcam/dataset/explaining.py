@@ -224,7 +224,7 @@ def records(cam: BaseCAM, targets: Any, images: int) -> Tensor:
     logits = find_logits(cam.outputs)
     found = torch.full((images, 3), -1.0, dtype=torch.float64, device=device_of(cam.model))
     found[:, 2] = math.nan
-    if logits is None:
+    if logits is None or logits.ndim == 0 or len(logits) != images:  # a detector's list, say
         return found
     if callable(targets):
         found[:, 2] = scores(logits, targets, images).detach()
