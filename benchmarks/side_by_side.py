@@ -16,6 +16,9 @@ import torch
 Call = Callable[[], Any]
 Clock = Callable[[Call], float]  # runs a call and says how many seconds it took
 
+_LOOK = 5e-3  # seconds for which this process is watched
+_AT_MOST = 1.0  # seconds to wait for its threads
+
 
 class OverCap(BaseException):
     """A call took longer than its cap. No Exception, so that nothing in the call swallows it."""
@@ -25,8 +28,9 @@ class SideBySide:
     """Sides `name -> call` in one interleaved run, from the baseline to the slowest, say.
 
     Each repetition times every side once: the sides take turns at being first, the others follow in an order of its
-    own, the same in every run, so that none always comes behind the same other. What counts is the median over the
-    repetitions of the ratio of two sides within one repetition. A side of which one call takes longer than `cap`
+    own, the same in every run, so that none always comes behind the same other. None begins before the threads of the
+    one before it sleep (`settle`). What counts is the median over the repetitions of the ratio of two sides within one
+    repetition. A side of which one call takes longer than `cap`
     seconds is stopped there and left out: it is in `over_cap`. One of `may_fail` that raises an error is left out too:
     `not_supported` has the error. With a `meter` (see `benchmarks.memory`), `peaks` has the bytes of each first call.
     """
@@ -70,6 +74,7 @@ class SideBySide:
 
     def repetition(self) -> None:
         for name in order(list(self.sides), min(map(len, self.seconds.values()), default=0)):
+            settle()
             self.seconds[name].append(self.clock(self.sides[name]))
 
     def run(self, benchmark: Any, repetitions: int) -> dict[str, Any]:
@@ -100,6 +105,20 @@ def order(names: Sequence[str], repetition: int) -> list[str]:
     others = [name for name in names if name != first]
     random.Random(repetition).shuffle(others)
     return [first, *others]
+
+
+def settle() -> None:
+    """Wait until no thread of this process computes, a second at most.
+
+    Thread pools spin for a while before they sleep: OpenBLAS's for 2^26 cycles by default, some 30 ms, in which they
+    take a processor from what is timed next.
+    """
+    begin = time.perf_counter()
+    computing = True
+    while computing and time.perf_counter() - begin < _AT_MOST:
+        computed = time.process_time()
+        time.sleep(_LOOK)
+        computing = time.process_time() - computed > _LOOK / 4
 
 
 @contextmanager

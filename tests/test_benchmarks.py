@@ -45,6 +45,19 @@ def test_sides_take_turns_at_being_first_in_orders_that_differ():
     assert comparison.summary()["repetitions"] == 12
 
 
+@pytest.mark.parametrize(("busy", "looks"), [(0, 1), (3, 4), (10**6, 8)])
+def test_no_side_begins_while_threads_of_the_one_before_compute(monkeypatch, busy, looks):
+    slept = []
+    monkeypatch.setattr(side_by_side.time, "sleep", slept.append)
+    monkeypatch.setattr(side_by_side.time, "perf_counter", lambda: sum(slept))
+    monkeypatch.setattr(side_by_side.time, "process_time", lambda: sum(slept[:busy]))
+    monkeypatch.setattr(side_by_side, "_AT_MOST", 0.0375)
+    begun = []
+    comparison = side_by_side.SideBySide({"a": lambda: begun.append(len(slept))}, side_by_side.wall_clock("cpu"))
+    comparison.repetition()
+    assert begun == [looks]
+
+
 def test_ratios_are_taken_within_a_repetition():
     seconds = {"slow": iter([2.0, 6.0, 30.0]), "fast": iter([1.0, 2.0, 15.0])}
     sides = {"fast": lambda: "fast", "slow": lambda: "slow"}
