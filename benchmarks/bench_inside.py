@@ -42,7 +42,9 @@ def bench_inside(benchmark: Any, row: dict[str, Any], settings: Settings, model:
     device, batch = str(settings.device), CHANNELS if name == "maximize" else BATCH
     problem = Problem.of(model, batch, device)
     row.update(batch=batch, method=name, dtype="float32")
-    comparison = SideBySide(CASES[name](problem), wall_clock(device), settings.cap, OTHERS, partial(meter, device))
+    comparison = SideBySide(
+        CASES[name](problem), wall_clock(device), settings.cap, OTHERS, partial(meter, device), device
+    )
     outputs = comparison.warm_up()
     row["difference"] = check(name, problem, outputs) if "fastcam" in outputs else None
     del outputs

@@ -51,7 +51,7 @@ def bench_toolbox(benchmark: Any, row: dict[str, Any], settings: Settings, model
     row.update(batch=batch, method=name, dtype="float32")
     case = CASES[name](problem)
     sides = {"forward": forward(problem.copied()), **case.sides}
-    comparison = SideBySide(sides, wall_clock(device), settings.cap, peers.PACKAGES, partial(meter, device))
+    comparison = SideBySide(sides, wall_clock(device), settings.cap, peers.PACKAGES, partial(meter, device), device)
     outputs = comparison.warm_up()
     outputs.pop("forward", None)
     row.update(case.check(outputs) if "fastcam" in outputs else {"difference": None})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,14 +68,48 @@ def smooth_grad_cam_pp(problem: Problem, samples: int = 4, std: float = 0.3) -> 
     square: Any = 0
     cube: Any = 0
     for d in noise(problem.x, samples):
-        with kept_outputs(find_layers(problem.net, problem.layer)) as outputs:
-            score = score_of(problem, problem.x + std * d)
-        (G,) = torch.autograd.grad(score, outputs[0][1])
+        G = recorded(replace(problem, x=problem.x + std * d))[1]
         square, cube = square + G**2 / samples, cube + G**3 / samples
     alpha = square / (2 * square + (cube * A).sum((2, 3), keepdim=True) + 1e-8)
-    low = ((alpha * G.relu()).sum((2, 3), keepdim=True) * A).sum(1).relu()
-    resized = F.interpolate(min_max(low, (1, 2))[:, None], problem.x.shape[2:], mode="bilinear")
-    return min_max(resized[:, 0], (1, 2))
+    return finished(((alpha * G.relu()).sum((2, 3), keepdim=True) * A).sum(1), problem.x)
+
+
+def of_attention(problem: Problem, method: str) -> Tensor:
+    """LeGrad or a rollout `(B, H, W)` of torchvision's vision transformer, whose class token alone is read off.
+
+    See `fastcam.LeGrad`, `GradientRollout` and `AttentionRollout`.
+    """
+    with attention_maps(problem.net) as maps:
+        gradients = torch.autograd.grad(score_of(problem, problem.x), maps)
+    if method == "legrad":
+        relevance = torch.stack([G.relu().mean((1, 2)) for G in gradients]).sum(0)
+    else:
+        R: Any = torch.eye(maps[0].shape[-1]).to(maps[0])
+        for A, G in zip(maps, gradients, strict=True):
+            step = (A * G).relu().mean(1) if method == "gradientrollout" else A.mean(1)
+            R = R + step @ R  # the half of each attention rollout is lost in the scale
+        relevance = R[:, 0]
+    side = math.isqrt(relevance.shape[1] - 1)
+    return finished(relevance[:, 1:].detach().unflatten(1, (side, side)), problem.x)
+
+
+@contextmanager
+def attention_maps(net: nn.Module) -> Iterator[list[Tensor]]:
+    """The maps `(B, heads, N, N)` of each `nn.MultiheadAttention`, batch first, in the order of their calls."""
+    maps: list[Tensor] = []
+
+    def attend(m: nn.MultiheadAttention, inputs: tuple[Tensor, ...], _: Any) -> tuple[Tensor, None]:
+        joint = F.linear(inputs[0], m.in_proj_weight, m.in_proj_bias).unflatten(2, (3, m.num_heads, -1))
+        q, k, v = joint.permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+        maps.append((q @ k.mT / math.sqrt(q.shape[3])).softmax(3))
+        return m.out_proj((maps[-1] @ v).transpose(1, 2).flatten(2)), None
+
+    handles = [m.register_forward_hook(attend) for m in net.modules() if isinstance(m, nn.MultiheadAttention)]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def integrated_gradients(problem: Problem, steps: int = 50) -> Tensor:
@@ -117,6 +153,14 @@ def masked_as_in_torch_cam(problem: Problem, method: str, samples: int = 1) -> T
     return min_max((total.softmax(1)[..., None, None] * A).sum(1).relu(), (1, 2))
 
 
+def recorded(problem: Problem) -> tuple[Tensor, Tensor]:
+    """What the layer gives, and the gradients of the images' scores there, each `(B, C, h, w)`."""
+    with kept_outputs(find_layers(problem.net, problem.layer)) as outputs:
+        score = score_of(problem, problem.x)
+    A = outputs[0][1]
+    return A.detach(), torch.autograd.grad(score, A)[0]
+
+
 def outputs_of(problem: Problem) -> Tensor:
     """What the layer gives, `(B, C, h, w)`."""
     with kept_outputs(find_layers(problem.net, problem.layer)) as outputs, torch.no_grad():
@@ -151,6 +195,12 @@ def kept_outputs(modules: Sequence[nn.Module]) -> Iterator[list[tuple[nn.Module,
     finally:
         for handle in handles:
             handle.remove()
+
+
+def finished(low: Tensor, x: Tensor) -> Tensor:
+    """Maps `(B, h, w)` of the layer's size as a call gives them, `(B, H, W)`."""
+    scaled = min_max(low.relu(), (1, 2)).unsqueeze(1)
+    return min_max(F.interpolate(scaled, x.shape[2:], mode="bilinear", align_corners=False)[:, 0], (1, 2))
 
 
 def min_max(v: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Maps of one image and one class by the methods' formulas, with none of fastcam's operators."""
+"""Maps by the methods' formulas, one image and one class after the other, with none of fastcam's operators."""
 
 from __future__ import annotations
 
@@ -8,34 +8,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.changed import masked_scores
 from benchmarks.definitions import kept_outputs, min_max
 
 METHODS = (
     *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam"),
-    *("eigencam", "eigengradcam", "scorecam"),
+    *("eigencam", "eigengradcam", "cam", "scorecam"),
 )
-_ROWS = 12  # of masked images at once
 
 
-def plain_map(net: nn.Module, layers: Sequence[nn.Module], x: Tensor, target: int, method: str, low: bool) -> Tensor:
-    """The finished map `(H, W)` of an image `(1, k, H, W)`: the mean over layers, scaled to [0, 1].
+def plain_maps(
+    net: nn.Module,
+    layers: Sequence[nn.Module],
+    x: Tensor,
+    targets: Sequence[int],
+    method: str,
+    images: Sequence[int],
+    low: bool = False,
+) -> Tensor:
+    """The finished maps `(n, H, W)` of some images of a batch x `(B, k, H, W)`: the mean over layers, scaled to [0, 1].
 
     low   at the size of the layer, which is one then
+    The network runs on the whole batch, as it does for the maps that are compared: for a batch of another size it may
+    take another algorithm, and behind a ReLU a rounding decides whether a gradient goes back.
     """
-    activations, gradients = _recorded(net, layers, x, target)
+    activations, gradients = _recorded(net, layers, x, targets)
     maps = []
-    for A, G in zip(activations, gradients, strict=True):
-        m = min_max(_low(net, x, target, method, A[0], G[0]).relu(), (0, 1))
-        maps.append(m if low else F.interpolate(m[None, None], x.shape[2:], mode="bilinear")[0, 0])
-    return min_max(torch.stack(maps).mean(0), (0, 1))
+    for b in images:
+        of_layers = []
+        for A, G in zip(activations, gradients, strict=True):
+            m = min_max(_low(net, x[b : b + 1], targets[b], method, wide(A[b]), wide(G[b])).relu(), (0, 1))
+            of_layers.append(m if low else F.interpolate(m[None, None], x.shape[2:], mode="bilinear")[0, 0])
+        maps.append(min_max(torch.stack(of_layers).mean(0), (0, 1)))
+    return torch.stack(maps)
+
+
+def wide(t: Tensor) -> Tensor:
+    """In fp32 at least."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _recorded(
-    net: nn.Module, layers: Sequence[nn.Module], x: Tensor, target: int
+    net: nn.Module, layers: Sequence[nn.Module], x: Tensor, targets: Sequence[int]
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
-    """Outputs of the layers, the first to run first, and the gradients of the class's logit at them."""
+    """Outputs of the layers, the first to run first, and the gradients at them of each image's class."""
     with kept_outputs(layers) as outputs, torch.enable_grad():
-        gradients = torch.autograd.grad(net(x)[0, target], [o for _, o in outputs])
+        score = net(x).gather(1, torch.tensor(targets, device=x.device)[:, None]).sum()
+        gradients = torch.autograd.grad(score, [o for _, o in outputs])
     return [o.detach() for _, o in outputs], gradients
 
 
@@ -58,8 +77,11 @@ def _low(net: nn.Module, x: Tensor, target: int, method: str, A: Tensor, G: Tens
         return (G.relu() * A).sum(0)
     if method == "eigencam":
         return _eigencam(A)
+    if method == "cam":
+        head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+        return (wide(head.weight[target])[:, None, None] * A).sum(0).detach()
     if method == "scorecam":
-        return (_masked_scores(net, x, target, A).softmax(0)[:, None, None] * A).sum(0)
+        return (masked_scores(net, x, target, A).softmax(0)[:, None, None] * A).sum(0)
     raise ValueError(f"no plain definition of {method}")
 
 
@@ -71,16 +93,3 @@ def _eigencam(A: Tensor) -> Tensor:
     mean = points.mean(1)
     sign = 1 if (p * (mean - mean.mean())).sum() >= 0 else -1
     return (sign * p).to(A.dtype).view(A.shape[1:])
-
-
-@torch.no_grad()
-def _masked_scores(net: nn.Module, x: Tensor, target: int, A: Tensor) -> Tensor:
-    """The class's score of the image seen through each channel `(C,)`."""
-    scores = []
-    for part in A.split(_ROWS):
-        masks = F.interpolate(part.unsqueeze(1), x.shape[2:], mode="bilinear", align_corners=True)
-        low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
-        varied = (part.amax((1, 2)) > part.amin((1, 2))).view(-1, 1, 1, 1)
-        masks = torch.where(varied, (masks - low) / (high - low + 1e-8), 0)
-        scores.append(net(x * masks)[:, target])
-    return torch.cat(scores)

@@ -19,7 +19,7 @@ def gradient(problem: Problem, rule: str | None) -> np.ndarray:
     x = problem.x.clone().requires_grad_()
     logits = copied.net(x)
     picked = logits.gather(1, torch.tensor(problem.targets, device=x.device)[:, None]).sum()
-    return torch.autograd.grad(picked, x)[0].cpu().numpy()
+    return torch.autograd.grad(picked, x)[0].float().cpu().numpy()
 
 
 class GuidedReLU(nn.Module):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks.machine import describe, slug
+from benchmarks.report.runs import TIME_IS_UP
 from benchmarks.report.summary import of_run
 from benchmarks.settings import GPU_ONLY, Settings
 from fastcam.methods import ATTENTION, METHODS
@@ -51,19 +52,25 @@ class Session:
         """What a case measured, to be filled in by it: `case` and `model`, where it has one, are there."""
         return _named(request.node)
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            if not any("empty parameter set" in str(mark.kwargs.get("reason")) for mark in item.iter_markers("skip")):
+                self._group(item).not_begun.append(item.name)
+
     def pytest_runtest_setup(self) -> None:
         minutes = self._settings.minutes
         if minutes is not None and time.monotonic() - self._begun > 60 * minutes:
-            pytest.skip(f"the run's {minutes:g} minutes were over")
+            pytest.skip(f"the run's {minutes:g} {TIME_IS_UP}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         outcome = yield
+        group = self._group(item)
+        group.not_begun = [name for name in group.not_begun if name != item.name]
         reason = outcome.longrepr[2] if outcome.skipped and isinstance(outcome.longrepr, tuple) else ""
         begun_or_ended = outcome.passed and outcome.when != "call"
         if begun_or_ended or "empty parameter set" in reason:  # the latter: nothing of its file was asked for
             return outcome
-        group = self.groups.setdefault(self._settings.set_name or "-".join(_named(item).values()), Group())
         if outcome.failed:
             group.failed.append(item.name)
         elif outcome.skipped:
@@ -71,6 +78,9 @@ class Session:
         else:
             group.rows.append(item.funcargs["row"])
         return outcome
+
+    def _group(self, item: Any) -> Group:
+        return self.groups.setdefault(self._settings.set_name or "-".join(_named(item).values()), Group())
 
     def pytest_runtest_teardown(self) -> None:
         """After every case, so that a run cut short keeps what it has, and the next case finds the memory free."""
@@ -83,13 +93,14 @@ class Session:
         if folder is None:
             return []
         folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / f"{name}.json" for name in self.groups]
+        files = [folder / f"{name}.json" for name, group in self.groups.items() if group.begun]
         for file, result in zip(files, self.results(), strict=True):
             file.write_text(dumped(result))
         return files
 
     def results(self) -> list[dict[str, Any]]:
-        return [{**self._head, **vars(group)} for group in self.groups.values()]
+        """Of the groups of which a case was begun: the others leave what is on record of them."""
+        return [{**self._head, **vars(group)} for group in self.groups.values() if group.begun]
 
 
 @dataclass
@@ -99,11 +110,17 @@ class Group:
     rows       what each case measured that ran to its end
     failed     the names of cases whose outputs did not pass their check, or that broke
     left_out   name and reason of cases that were skipped
+    not_begun  the names of those that were still to come when this was written: none once the run is over
     """
 
     failed: list[str] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
+    not_begun: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.failed or self.left_out or self.rows)
 
 
 def _named(item: Any) -> dict[str, str]:

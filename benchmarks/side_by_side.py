@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,6 +18,9 @@ Clock = Callable[[Call], float]  # runs a call and says how many seconds it took
 
 _LOOK = 5e-3  # seconds for which this process is watched
 _AT_MOST = 1.0  # seconds to wait for its threads
+_BRIEFLY = 0.05  # where some have not slept in that time twice: as long as OpenBLAS's spin
+_COMPILED = ("forward", "fastcam")
+_COMPILING = 60.0  # seconds more than the cap for the call that compiles
 
 
 class OverCap(BaseException):
@@ -29,11 +32,15 @@ class SideBySide:
 
     Each repetition times every side once: the sides take turns at being first, the others follow in an order of its
     own, the same in every run, so that none always comes behind the same other. None begins before the threads of the
-    one before it sleep (`settle`). What counts is the median over the repetitions of the ratio of two sides within one
-    repetition. A side of which one call takes longer than `cap`
+    one before it sleep (`settle`); `unsettled` counts those that did in spite of it. What counts is the median over the
+    repetitions of the ratio of two sides within one repetition. A side of which one call takes longer than `cap`
     seconds is stopped there and left out: it is in `over_cap`. One of `may_fail` that raises an error is left out too:
-    `not_supported` has the error. With a `meter` (see `benchmarks.memory`), `peaks` has the bytes of each first call.
+    `not_supported` has the error. With a `meter` (see `benchmarks.memory`), `peaks` has the bytes of each call of
+    `warm_up`. On a `device` "cuda" a call ends when the GPU is done, and the forward pass and
+    fastcam are called once before that, which compiles kernels and loads libraries.
     """
+
+    _never_slept: ClassVar[int] = 0  # how often in this process
 
     def __init__(
         self,
@@ -42,25 +49,30 @@ class SideBySide:
         cap: float | None = None,
         may_fail: Container[str] = (),
         meter: Callable[[], AbstractContextManager[list[int]]] | None = None,
+        device: str = "cpu",
     ) -> None:
         self.sides = dict(sides)
         self.clock = clock
         self.cap = cap
         self.may_fail = may_fail
         self.meter = meter
+        self.on_gpu = device == "cuda"
         self.peaks: dict[str, int] = {}
         self.seconds: dict[str, list[float]] = {name: [] for name in sides}
         self.over_cap: list[str] = []
         self.not_supported: dict[str, str] = {}
+        self.unsettled = 0
 
     def warm_up(self) -> dict[str, Any]:
         """One untimed call of each side; what they return, to be checked before anything is timed."""
         outputs = {}
         for name in list(self.sides):
             try:
+                if self.on_gpu and name in _COMPILED:
+                    self._called(name, None if self.cap is None else self.cap + _COMPILING)
                 # The meter's own work, around the call, is not under the cap.
-                with self.meter() if self.meter else nullcontext([]) as peak, capped(self.cap):
-                    outputs[name] = self.sides[name]()
+                with self.meter() if self.meter else nullcontext([]) as peak:
+                    outputs[name] = self._called(name, self.cap)
                 self.peaks.update(zip([name], peak, strict=False))
             except OverCap:
                 self.over_cap.append(name)
@@ -72,9 +84,18 @@ class SideBySide:
                 del self.sides[name], self.seconds[name]
         return outputs
 
+    def _called(self, name: str, cap: float | None) -> Any:
+        with capped(cap):
+            output = self.sides[name]()
+            if self.on_gpu:
+                torch.cuda.synchronize()
+        return output
+
     def repetition(self) -> None:
         for name in order(list(self.sides), min(map(len, self.seconds.values()), default=0)):
-            settle()
+            if not settle(_AT_MOST if SideBySide._never_slept < 2 else _BRIEFLY):
+                SideBySide._never_slept += 1
+                self.unsettled += 1
             self.seconds[name].append(self.clock(self.sides[name]))
 
     def run(self, benchmark: Any, repetitions: int) -> dict[str, Any]:
@@ -89,6 +110,7 @@ class SideBySide:
             "seconds": {name: spread(s) for name, s in self.seconds.items()},
             "ratios": {f"{b}/{a}": spread(self.ratio(b, a)) for a, b in combinations(self.sides, 2)},
             "over_cap": {name: self.cap for name in self.over_cap},
+            "unsettled": self.unsettled,
             "not_supported": self.not_supported,
         }
 
@@ -107,18 +129,19 @@ def order(names: Sequence[str], repetition: int) -> list[str]:
     return [first, *others]
 
 
-def settle() -> None:
-    """Wait until no thread of this process computes, a second at most.
+def settle(at_most: float) -> bool:
+    """Wait until no thread of this process computes, so many seconds at most; whether that came about.
 
     Thread pools spin for a while before they sleep: OpenBLAS's for 2^26 cycles by default, some 30 ms, in which they
     take a processor from what is timed next.
     """
     begin = time.perf_counter()
     computing = True
-    while computing and time.perf_counter() - begin < _AT_MOST:
+    while computing and time.perf_counter() - begin < at_most:
         computed = time.process_time()
         time.sleep(_LOOK)
         computing = time.process_time() - computed > _LOOK / 4
+    return not computing
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from benchmarks.report.goals import Figure, time
+from benchmarks.report.figures import Figure, time
 from benchmarks.report.runs import Device, Row
 from benchmarks.report.wording import PEERS
 
@@ -30,7 +30,7 @@ def losses(device: Device) -> list[Loss]:
         kernel = "kernel" in row.get("seconds", {}) or "kernel" in row.get("over_cap", {})
         for figure in _COMPARED if kernel else (*_COMPARED, *_WITHOUT_KERNEL):
             ratio = figure.read(row)
-            median = ratio["median"] if ratio else float("inf") if figure.late(row) else 0.0
+            median = ratio["median"] if ratio else float("inf") if figure.least(row) else 0.0
             if median > 1:
                 found.append(Loss(row, figure, median))
     return sorted(found, key=lambda loss: loss.median, reverse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.report.goals import plain
+from benchmarks.report.runs import plain
 
 NONE = "no plan on record"
 _FIXED = "the fixed cost of a call, which shows at batch 1: hooks put in and taken out once for several calls"

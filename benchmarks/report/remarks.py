@@ -13,17 +13,22 @@ Remark = tuple[str, str]  # what is said, and of which case or row
 
 
 def missing(device: Device) -> str:
-    """Cases that failed or were left out, sides that could not be asked, as a list with the reasons."""
+    """Cases that failed, were left out or still to come, sides that could not be asked, as a list with the reasons."""
     failed = [("failed", f"`{case}`") for result in device.results for case in result["failed"]]
     left_out = [
         (f"left out, {entry['reason']}", f"`{entry['case']}`")
         for result in device.results
         for entry in result["left_out"]
     ]
+    not_begun = [
+        ("not begun, the run ended before", f"`{case}`")
+        for result in device.results
+        for case in result.get("not_begun", [])
+    ]
     rows = device.rows
     refused = [(f"{side}, {why}", named(row)) for row in rows for side, why in row.get("not_supported", {}).items()]
     not_compiled = [(f"torch.compile, {row['not_compiled']}", named(row)) for row in rows if "not_compiled" in row]
-    return _listed([*failed, *left_out, *refused, *not_compiled])
+    return _listed([*failed, *left_out, *not_begun, *refused, *not_compiled])
 
 
 def differing(device: Device) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.settings import MODELS
 
+TIME_IS_UP = "minutes were over"  # why a case was left out
 Row = dict[str, Any]
 Result = dict[str, Any]  # a results file
 Spread = dict[str, Any]  # {"median": value, "quartiles": [low, high]}
@@ -122,3 +123,8 @@ def inverse(spread: Spread) -> Spread:
 def exactly(value: float) -> Spread:
     """A figure that was not measured several times."""
     return {"median": value, "quartiles": None}
+
+
+def plain(method: str) -> str:
+    """A method's name, however it is written: `FullGrad` and `fullgrad`, `1,000 classes` and `1000 classes` are one."""
+    return re.sub(r"[ ,_-]", "", method.lower())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from benchmarks.report.goals import Figure, Outcome, outcomes
+from benchmarks.report.figures import Figure
+from benchmarks.report.goals import Outcome, outcomes
 from benchmarks.report.losses import Loss, losses
 from benchmarks.report.plans import plan
 from benchmarks.report.remarks import unexplained
 from benchmarks.report.runs import Device, Result, Row, devices, ratio
 from benchmarks.report.tables import of_runs
+from benchmarks.report.wanting import described
 from benchmarks.report.wording import ABSENT, RATIOS, digits, measured_on, named, over_cap, short_type, spread, table
 
 MOST_USED = ("gradcam", "gradcam++", "layercam", "eigencam", "scorecam", "ablationcam")
@@ -37,7 +39,7 @@ def block(found_on: list[Device], pictures: Callable[[Device], str], tables: str
 def of_run(results: Iterable[Result]) -> str:
     """What a run prints last: all its tables, and the goals that it measured."""
     results = list(results)
-    measured = [outcome for outcome in outcomes(devices(results)) if outcome.rows or outcome.failed]
+    measured = [outcome for outcome in outcomes(devices(results)) if outcome.rows or outcome.wanting]
     return of_runs(results) + (f"\n## Goals\n\n{of_goals(measured)}" if measured else "")
 
 
@@ -50,23 +52,32 @@ def _goal(outcome: Outcome) -> list[str]:
     goal, device = outcome.goal, outcome.device
     where = device.name if device else {"cpu": "CPU", "cuda": "GPU"}[outcome.kind]
     head = [goal.text, where, f"{goal.figure.name} {goal.limit}"]
-    failed = f"{len(outcome.failed)} more without figure, since `torch.compile` failed" if outcome.failed else ""
+    wanting = [
+        f"in {len(outcome.stopped)} more {goal.figure.side} was stopped at its cap" if outcome.stopped else "",
+        f"{len(outcome.failed)} more without figure, since `torch.compile` failed" if outcome.failed else "",
+        f"failed {described(outcome.broken, named)}" if outcome.broken else "",
+        f"not measured {described(outcome.absent, named)}" if outcome.absent else "",
+    ]
+    said = "; ".join(filter(None, wanting))
     if not outcome.rows:
-        return [*head, ABSENT, failed or ABSENT, outcome.verdict]
+        return [*head, ABSENT, said or ABSENT, outcome.verdict]
     worst = outcome.rows[0]
     beside = [f"{_measured(goal.figure, row)}: {named(row)}" for row in outcome.beside[:1]]
     aside = "; ".join(text for text in (named(worst), goal.aside(worst), *(f"aside {text}" for text in beside)) if text)
-    kept = f"{len(outcome.rows) - len(outcome.missed)} of {len(outcome.rows)}"
-    if outcome.stopped:
-        kept += f"; in {len(outcome.stopped)} more {goal.figure.side} was stopped at its cap"
-    kept = "; ".join(text for text in (kept, failed) if text)
-    return [*head, f"{_measured(goal.figure, worst)}: {aside}", kept, f"**{outcome.verdict}**"]
+    kept = f"{len(outcome.rows) - len(outcome.missed)} of {len(outcome.rows)}{f'; {said}' if said else ''}"
+    verdict = f"**{outcome.verdict}**{', within noise' if outcome.within_noise else ''}"
+    return [*head, f"{_measured(goal.figure, worst, goal.least is not None)}: {aside}", kept, verdict]
 
 
-def _measured(figure: Figure, row: Row) -> str:
-    """A figure with a digit more than usual, to be told from its limit."""
-    value = figure.read(row)
-    return spread(value, figure.percent, more=1) if value else over_cap(row, figure.side) or ABSENT
+def _measured(figure: Figure, row: Row, at_least: bool = False) -> str:
+    """A figure with a digit more than usual, to be told from its limit.
+
+    at_least   of a side that was stopped: the least that the figure is, in place of the cap
+    """
+    if value := figure.read(row):
+        return spread(value, figure.percent, more=1)
+    least = figure.least(row) if at_least else None
+    return over_cap(row, figure.side) or ABSENT if least is None else f"> {digits(least)}"
 
 
 def scoreboards(device: Device) -> list[str]:

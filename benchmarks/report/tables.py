@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from benchmarks.report.curves import Summary, summaries
+from benchmarks.report.figures import ON_DEVICE
 from benchmarks.report.remarks import differing, missing, unexplained
 from benchmarks.report.runs import Device, Result, Row, devices, ratio
 from benchmarks.report.wording import (
@@ -209,6 +210,7 @@ _CALL_COLUMNS = (
     Column("forward ms", partial(seconds, "forward", 1e3)),
     Column("fastcam ms", partial(seconds, "fastcam", 1e3)),
     Column("fastcam / forward", partial(time_over, "fastcam", "forward")),
+    Column(f"{ON_DEVICE} / forward", partial(time_over, ON_DEVICE, "forward")),
     Column("fastcam / masked forward passes", partial(time_over, "fastcam", "masked forward passes")),
     Column("fastcam / one class", partial(time_over, "fastcam", "one class")),
     *(Column(f"{peer} / fastcam", partial(faster_than, peer, "fastcam")) for peer in (*PEERS, "one at a time")),

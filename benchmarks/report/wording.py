@@ -19,7 +19,7 @@ RATIOS = (
 LEGENDS = {
     "methods": "Methods of one forward and at most one backward pass, image tensor to finished numpy map. Memory is "
     "the peak of the tensors allocated during a call, fastcam's in MB, and over the forward pass's; numpy's arrays are "
-    "not in it.",
+    "not in it. On a GPU `fastcam, on the device` is the same without the copy of the maps to the host.",
     "perturbation": "Methods that score many changed images. `fastcam / masked forward passes`: Score-CAM's time over "
     "that of nothing but its forward passes at their fastest batch size. Memory at batch size 32 beside a forward pass "
     "of 32 images; AblationCAM and Recipro-CAM do not fill such a batch with one image.",
