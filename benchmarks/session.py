@@ -124,10 +124,11 @@ class Group:
 
 
 def _named(item: Any) -> dict[str, str]:
-    """The case that an item belongs to, and its model if it has one."""
+    """The case that an item belongs to, and its model if it has one, and any was asked for."""
     names = {"case": item.path.stem.removeprefix("bench_")}
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return {**names, "model": parameters["model"]} if "model" in parameters else names
+    model = parameters.get("model")
+    return {**names, "model": model} if isinstance(model, str) else names
 
 
 def run(settings: Settings) -> int:

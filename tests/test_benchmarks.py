@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,17 +47,21 @@ def test_sides_take_turns_at_being_first_in_orders_that_differ():
     assert comparison.summary()["repetitions"] == 12
 
 
-@pytest.mark.parametrize(("busy", "looks"), [(0, 1), (3, 4), (10**6, 8)])
-def test_no_side_begins_while_threads_of_the_one_before_compute(monkeypatch, busy, looks):
+@pytest.mark.parametrize(
+    ("busy", "looks", "unsettled"), [(0, [1, 2, 3], 0), (3, [4, 5, 6], 0), (10**6, [8, 16, 18], 3)]
+)
+def test_no_side_begins_while_threads_of_the_one_before_compute(monkeypatch, busy, looks, unsettled):
     slept = []
     monkeypatch.setattr(side_by_side.time, "sleep", slept.append)
     monkeypatch.setattr(side_by_side.time, "perf_counter", lambda: sum(slept))
     monkeypatch.setattr(side_by_side.time, "process_time", lambda: sum(slept[:busy]))
     monkeypatch.setattr(side_by_side, "_AT_MOST", 0.0375)
+    monkeypatch.setattr(side_by_side, "_BRIEFLY", 0.0075)
+    monkeypatch.setattr(side_by_side.SideBySide, "_never_slept", 0)
     begun = []
     comparison = side_by_side.SideBySide({"a": lambda: begun.append(len(slept))}, side_by_side.wall_clock("cpu"))
-    comparison.repetition()
-    assert begun == [looks]
+    assert comparison.run(Rounds(), 3)["unsettled"] == unsettled
+    assert begun == looks  # after two waits in vain the third is short
 
 
 def test_ratios_are_taken_within_a_repetition():
@@ -92,6 +98,41 @@ def test_the_work_of_the_meter_is_not_under_the_cap():
     clock = side_by_side.wall_clock("cpu")
     comparison = side_by_side.SideBySide({"fast": lambda: 1}, clock, cap=0.2, meter=slow)
     assert comparison.warm_up() == {"fast": 1} and comparison.peaks == {"fast": 7}
+
+
+class Gpu:
+    """Stands in for one: what is queued is done when somebody waits for it."""
+
+    def __init__(self, monkeypatch, **seconds):
+        self.seconds, self.queued, self.called = seconds, 0.0, []
+        monkeypatch.setattr(side_by_side.torch.cuda, "synchronize", self.synchronize)
+
+    def call(self, name):
+        self.queued += self.seconds[name]
+        self.called.append(name)
+        return name
+
+    def synchronize(self):
+        seconds, self.queued = self.queued, 0.0
+        time.sleep(seconds)
+
+    @contextlib.contextmanager
+    def meter(self):
+        before, peak = len(self.called), []
+        yield peak
+        peak.append(len(self.called) - before)
+
+
+def test_on_a_gpu_a_call_ends_when_it_is_done_and_the_first_one_does_not_count(monkeypatch):
+    gpu = Gpu(monkeypatch, forward=0, fastcam=0, captum=0.3)
+    calls = {name: partial(gpu.call, name) for name in gpu.seconds}
+    compiling = [0.3]
+    calls["fastcam"] = lambda: time.sleep(compiling.pop() if compiling else 0) or gpu.call("fastcam")
+    clock = side_by_side.wall_clock("cuda")
+    comparison = side_by_side.SideBySide(calls, clock, cap=0.1, meter=gpu.meter, device="cuda")
+    assert comparison.warm_up() == {"forward": "forward", "fastcam": "fastcam"} and comparison.over_cap == ["captum"]
+    assert gpu.called == ["forward", "forward", "fastcam", "fastcam", "captum"]
+    assert comparison.peaks == {"forward": 1, "fastcam": 1}
 
 
 def test_where_every_side_is_over_its_cap_the_row_says_so():
@@ -140,6 +181,35 @@ def test_no_case_begins_after_the_time_of_a_run():
     session.Session(settings.parse(["--minutes", "1"]), {"device": "cpu"}).pytest_runtest_setup()
 
 
+def test_a_file_names_the_cases_that_its_run_did_not_come_to(tmp_path):
+    plugin = session.Session(settings.parse(["--out", str(tmp_path)]), {"device": "cpu"})
+
+    def item(case, method, model):
+        parameters = SimpleNamespace(params={"model": model})
+        known = {"path": Path(f"bench_{case}.py"), "callspec": parameters, "iter_markers": lambda name: []}
+        return SimpleNamespace(name=f"{method}-{model}", funcargs={"row": {"method": method}}, **known)
+
+    def run(item, skipped=False):
+        for when in ("setup", "call", "teardown"):
+            outcome = SimpleNamespace(when=when, passed=not skipped, failed=False, skipped=skipped, longrepr=None)
+            report = plugin.pytest_runtest_makereport(item)
+            next(report)
+            with contextlib.suppress(StopIteration):
+                report.send(outcome)
+        plugin.write()
+
+    items = [item("methods", "cam", "toy"), item("methods", "fem", "toy"), item("methods", "cam", "resnet18")]
+    nothing = item("scale", "NOTSET", "toy")
+    nothing.iter_markers = lambda name: [SimpleNamespace(kwargs={"reason": "got empty parameter set for (model)"})]
+    plugin.pytest_collection_finish(SimpleNamespace(items=[*items, nothing]))
+    assert plugin.write() == [] == plugin.results()  # what is on record of them stays
+    run(items[0])
+    (file,) = tmp_path.iterdir()
+    assert file.name == "methods-toy.json" and json.loads(file.read_text())["not_begun"] == ["fem-toy"]
+    run(items[1])
+    assert json.loads(file.read_text())["not_begun"] == [] and [*tmp_path.iterdir()] == [file]
+
+
 def test_the_short_set_has_what_matters_most_first():
     short = settings.parse(["--set", "gpu-short"])
     assert short.minutes == 7 and settings.parse(["--set", "gpu-short", "--minutes", "3"]).minutes == 3
@@ -172,7 +242,7 @@ def test_a_case_from_end_to_end(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["methods-toy.json"]
     text = (tmp_path / "methods-toy.json").read_text()
     result = json.loads(text)
-    assert result["failed"] == [] and result["threads"] == 1
+    assert result["failed"] == result["not_begun"] == [] and result["threads"] == 1
     datetime.datetime.strptime(result["date"], "%Y-%m-%d %H:%M")  # of two runs in a day one is the newer
     assert [row["method"] for row in result["rows"]] == ["gradcam", "eigencam"]
     for row in result["rows"]:

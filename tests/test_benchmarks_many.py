@@ -13,6 +13,7 @@ from benchmarks import (
     bench_optimize,
     bench_perturbation,
     bench_toolbox,
+    changed,
     definitions,
     memory,
     problem,
@@ -73,12 +74,12 @@ def test_methods_of_many_passes_are_checked_side_by_side(toy, whole, method, mon
             bench_perturbation.check(toy, method, {**outputs, side: outputs[side] * 0.9}, 1e-4)
 
 
-@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+@pytest.mark.parametrize("method", ["scorecam", *changed.MAPS])
 def test_without_grad_cam_it_says_what_maps_were_checked_against(toy, method):
     maps = bench_perturbation.ours(toy.copied(), method)()
     found = bench_perturbation.check(toy, method, {"fastcam": maps}, 1e-4)
     assert found["difference"] <= 1e-4
-    assert found["checked_against"] == {"scorecam": "its formula", "ablationcam": "fastcam in batches of 12"}[method]
+    assert found["checked_against"] == "its formula"
     with pytest.raises(AssertionError, match="maps differ by"):
         bench_perturbation.check(toy, method, {"fastcam": maps * 0.99}, 1e-4)
     if method == "scorecam":  # without fastcam, grad-cam's
@@ -264,3 +265,9 @@ def test_fast_mode_checks_itself(toy):
         bench_optimize.check({**outputs, "fast": outputs["fast"][:, ::-1]})
     with pytest.raises(AssertionError, match="maps are empty"):
         bench_optimize.check({**outputs, "exact": 0 * outputs["exact"]})
+
+
+@pytest.mark.parametrize("method", ["sscam", "iscam"])
+def test_several_samples_by_their_formula(toy, method):
+    maps = METHODS[method](toy.net, toy.layer, samples=3)(toy.x, toy.targets)
+    np.testing.assert_allclose(changed.MAPS[method](toy, samples=3), maps, atol=1e-5)

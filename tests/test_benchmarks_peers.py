@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from benchmarks import (
     side_by_side,
 )
 from benchmarks.problem import Problem
+from benchmarks.report.figures import ON_DEVICE
 from fastcam.layers import find_layers
+from fastcam.methods import ATTENTION
 
 STAGES = ("layer1[-1]", "layer2[-1]")
 METHODS = (
@@ -207,15 +210,39 @@ def test_without_peers_maps_are_those_of_the_plain_formulas(toy, method):
     assert row["checked_against"] == "its formula" and row["difference"] < 1e-4
     with pytest.raises(AssertionError, match="differs by"):
         agreement.check(problem, method, {"fastcam": maps * 0.99}, 1e-4)
+
+
+def test_where_no_formula_is_written_down_fastcam_is_compared_with_itself_in_fp64(toy):
+    problem = fine(toy, "fem")
     row = agreement.check(problem, "fem", {"fastcam": bench_methods.ours(problem.copied(), "fem")()}, 1e-4)
     assert row["checked_against"] == "fastcam in fp64"
 
 
-def test_half_precision_has_a_floor_whatever_the_peers_do(toy):
-    maps = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (1, 64, 1))
-    bad = {"fastcam": 1 - maps, "grad-cam": 1 - maps}
+@pytest.mark.parametrize("method", ATTENTION)
+def test_attention_is_compared_with_its_formula(tokens, method):
+    maps = bench_methods.ours(tokens.copied(), method)()
+    row = agreement.check(tokens, method, {"fastcam": maps}, 1e-4)
+    assert row["checked_against"] == "its formula"
+    with pytest.raises(AssertionError, match="differs by"):
+        agreement.check(tokens, method, {"fastcam": maps * 0.99}, 1e-4)
+
+
+def test_a_map_in_half_precision_fails_where_it_is_not_the_same_at_all(toy):
+    problem = fine(toy, "gradcam")
+    exact = bench_methods.ours(problem.copied(), "gradcam")()
+    half = bench_methods.ours(problem.cast(torch.bfloat16), "gradcam")()
+    one = np.stack([1 - exact[0], exact[1]])  # rounding may turn one image's map round
+    assert agreement.check(problem, "gradcam", {"fastcam": one}, 1e-4, exact)["rank_correlation"]["fastcam"] < -0.9
     with pytest.raises(AssertionError, match="ranks otherwise"):
-        agreement.check(toy, "gradcam", bad, 1e-4, maps)
+        agreement.check(problem, "gradcam", {"fastcam": 1 - exact, "grad-cam": 1 - exact}, 1e-4, exact)
+    # nor is it the fault of a map that it is far from the one in fp32, where the formula in bf16 gives the same
+    assert agreement.check(problem, "gradcam", {"fastcam": half}, 1e-4, 1 - exact)["rank_correlation"]["fastcam"] < 0
+    gradient, halved = (bench_methods.ours(p, "saliency")() for p in (problem.copied(), problem.cast(torch.bfloat16)))
+    row = agreement.check(problem, "saliency", {"fastcam": halved}, 1e-4, -gradient)
+    assert row["rank_correlation"]["fastcam"] < 0
+    flat = {"fastcam": np.zeros_like(exact)}
+    with pytest.raises(AssertionError, match="ranks otherwise"):
+        agreement.check(problem, "gradcam", flat, 1e-4, exact)
 
 
 def bench(row, method, **options):
@@ -238,6 +265,33 @@ def test_a_row_has_what_the_report_reads():
 def test_a_method_that_a_model_cannot_have_is_left_out_with_the_reason():
     with pytest.raises(pytest.skip.Exception, match="toy: no attention was met"):
         bench({}, "legrad")
+
+
+@pytest.mark.parametrize(("method", "told"), [("legrad", "shapes do not fit"), ("gradcam", "no attention was met")])
+def test_another_error_is_no_reason_to_leave_a_method_out(monkeypatch, method, told):
+    def broken():
+        raise ValueError(told)
+
+    monkeypatch.setattr(bench_methods, "sides", lambda problem, method: {"fastcam": broken})
+    with pytest.raises(ValueError, match=told):
+        bench({}, method)
+
+
+def test_on_a_gpu_the_map_is_also_left_on_the_device(toy, monkeypatch):
+    problem = fine(toy, "gradcam")
+    assert ON_DEVICE not in bench_methods.sides(problem, "gradcam")
+    outputs = {
+        "fastcam": bench_methods.ours(problem.copied(), "gradcam")(),
+        ON_DEVICE: bench_methods.ours(problem.copied(), "gradcam", on_device=True)(),
+    }
+    assert torch.is_tensor(outputs[ON_DEVICE])
+    row = agreement.check(problem, "gradcam", outputs, 1e-4)
+    assert row["differences"][ON_DEVICE] == 0 and row["checked_against"] == "its formula"
+    monkeypatch.setattr(bench_methods, "forward", lambda problem: None)
+    monkeypatch.setattr(bench_methods.peers, "calls", lambda *args, **options: {"grad-cam": None})
+    there = replace(problem, x=SimpleNamespace(is_cuda=True))
+    assert [*bench_methods.sides(there, "gradcam")] == ["forward", "fastcam", ON_DEVICE, "grad-cam"]
+    assert [*bench_methods.sides(there, "saliency")] == ["forward", "fastcam", "grad-cam"]
 
 
 def test_methods_of_many_rows_or_layers_are_elsewhere():

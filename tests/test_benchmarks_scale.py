@@ -119,6 +119,13 @@ def test_maps_of_something_else_are_seen(name, method, value, model, instead):
         bench_scale.check(p, replace(p, **instead).sides()["fastcam"](), 1e-4)
 
 
+def test_the_plain_maps_are_of_the_same_batch():
+    p = point("batch", "gradcam", 2)
+    p = replace(p, problem=p.problem.copied())
+    p.problem.net.register_forward_pre_hook(lambda module, given: (given[0] / len(given[0]),))
+    assert bench_scale.check(p, p.sides()["fastcam"](), 1e-4) < 1e-4
+
+
 def test_empty_maps_say_nothing():
     p = point("batch", "gradcam", 1)
     p = replace(p, problem=p.problem.copied())
