@@ -16,6 +16,10 @@ from benchmarks.report.wording import ABSENT, RATIOS, digits, measured_on, named
 
 MOST_USED = ("gradcam", "gradcam++", "layercam", "eigencam", "scorecam", "ablationcam")
 _PEERS = ("grad-cam", "torch-cam", "captum")
+_VERDICTS = (
+    "The medians decide; `within noise`: the limit lies between the quartiles. No goal holds while one of its cases "
+    "failed or is not measured."
+)
 Groups = dict[tuple[str, str, str], dict[str, Row]]  # (model, batch, type) -> method -> row
 
 
@@ -28,7 +32,7 @@ def block(found_on: list[Device], pictures: Callable[[Device], str], tables: str
     if not found_on:
         return "No run is on record yet.\n"
     found = outcomes(found_on)
-    parts = [f"{RATIOS}\n", "### Goals\n", of_goals(found)]
+    parts = [f"{RATIOS}\n", f"### Goals\n\n{_VERDICTS}\n", of_goals(found)]
     for device in found_on:
         parts += [f"### {device.name}\n", measured_on(device), *scoreboards(device), pictures(device)]
         parts += [_slower(device, found), _missed(device, found), unexplained(device)]
