@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from benchmarks.machine import describe, slug
-from benchmarks.report.runs import TIME_IS_UP
 from benchmarks.report.summary import of_run
-from benchmarks.settings import GPU_ONLY, Settings
+from benchmarks.settings import GPU_ONLY, TIME_IS_UP, Settings
 from fastcam.methods import ATTENTION, METHODS
 from fastcam.visualize import SALIENCY
 

@@ -181,35 +181,6 @@ def test_no_case_begins_after_the_time_of_a_run():
     session.Session(settings.parse(["--minutes", "1"]), {"device": "cpu"}).pytest_runtest_setup()
 
 
-def test_a_file_names_the_cases_that_its_run_did_not_come_to(tmp_path):
-    plugin = session.Session(settings.parse(["--out", str(tmp_path)]), {"device": "cpu"})
-
-    def item(case, method, model):
-        parameters = SimpleNamespace(params={"model": model})
-        known = {"path": Path(f"bench_{case}.py"), "callspec": parameters, "iter_markers": lambda name: []}
-        return SimpleNamespace(name=f"{method}-{model}", funcargs={"row": {"method": method}}, **known)
-
-    def run(item, skipped=False):
-        for when in ("setup", "call", "teardown"):
-            outcome = SimpleNamespace(when=when, passed=not skipped, failed=False, skipped=skipped, longrepr=None)
-            report = plugin.pytest_runtest_makereport(item)
-            next(report)
-            with contextlib.suppress(StopIteration):
-                report.send(outcome)
-        plugin.write()
-
-    items = [item("methods", "cam", "toy"), item("methods", "fem", "toy"), item("methods", "cam", "resnet18")]
-    nothing = item("scale", "NOTSET", "toy")
-    nothing.iter_markers = lambda name: [SimpleNamespace(kwargs={"reason": "got empty parameter set for (model)"})]
-    plugin.pytest_collection_finish(SimpleNamespace(items=[*items, nothing]))
-    assert plugin.write() == [] == plugin.results()  # what is on record of them stays
-    run(items[0])
-    (file,) = tmp_path.iterdir()
-    assert file.name == "methods-toy.json" and json.loads(file.read_text())["not_begun"] == ["fem-toy"]
-    run(items[1])
-    assert json.loads(file.read_text())["not_begun"] == [] and [*tmp_path.iterdir()] == [file]
-
-
 def test_the_short_set_has_what_matters_most_first():
     short = settings.parse(["--set", "gpu-short"])
     assert short.minutes == 7 and settings.parse(["--set", "gpu-short", "--minutes", "3"]).minutes == 3
@@ -251,3 +222,32 @@ def test_a_case_from_end_to_end(tmp_path):
         assert row["memory"]["grad-cam"] > row["memory"]["fastcam"] >= row["memory"]["forward"] > 0
     assert "### Methods, toy" in done.stdout and "| 1 | fp32 | eigencam |" in done.stdout
     assert str(ROOT) not in text
+
+
+def test_a_file_names_the_cases_that_its_run_did_not_come_to(tmp_path):
+    plugin = session.Session(settings.parse(["--out", str(tmp_path)]), {"device": "cpu"})
+
+    def item(case, method, model):
+        parameters = SimpleNamespace(params={"model": model})
+        known = {"path": Path(f"bench_{case}.py"), "callspec": parameters, "iter_markers": lambda name: []}
+        return SimpleNamespace(name=f"{method}-{model}", funcargs={"row": {"method": method}}, **known)
+
+    def run(item, skipped=False):
+        for when in ("setup", "call", "teardown"):
+            outcome = SimpleNamespace(when=when, passed=not skipped, failed=False, skipped=skipped, longrepr=None)
+            report = plugin.pytest_runtest_makereport(item)
+            next(report)
+            with contextlib.suppress(StopIteration):
+                report.send(outcome)
+        plugin.write()
+
+    items = [item("methods", "cam", "toy"), item("methods", "fem", "toy"), item("methods", "cam", "resnet18")]
+    nothing = item("scale", "NOTSET", "toy")
+    nothing.iter_markers = lambda name: [SimpleNamespace(kwargs={"reason": "got empty parameter set for (model)"})]
+    plugin.pytest_collection_finish(SimpleNamespace(items=[*items, nothing]))
+    assert plugin.write() == [] == plugin.results()  # what is on record of them stays
+    run(items[0])
+    (file,) = tmp_path.iterdir()
+    assert file.name == "methods-toy.json" and json.loads(file.read_text())["not_begun"] == ["fem-toy"]
+    run(items[1])
+    assert json.loads(file.read_text())["not_begun"] == [] and [*tmp_path.iterdir()] == [file]

@@ -28,7 +28,7 @@ from benchmarks.report import goals, main, plans, plots, summary, tables, wantin
 from benchmarks.report.figures import ON_DEVICE
 from benchmarks.report.losses import losses
 from benchmarks.report.pictures import Picture, pictures, shown_by
-from benchmarks.report.runs import TIME_IS_UP, devices, plain, ratio
+from benchmarks.report.runs import devices, plain, ratio
 
 ROOT = Path(__file__).parent.parent
 
@@ -564,7 +564,10 @@ def test_a_figure_whose_quartiles_straddle_the_limit_is_within_noise():
         (
             {
                 "left_out": [
-                    {"case": "bench_method[resnet50-8-finercam-float32]", "reason": f"the run's 7 {TIME_IS_UP}"}
+                    {
+                        "case": "bench_method[resnet50-8-finercam-float32]",
+                        "reason": f"the run's 7 {settings.TIME_IS_UP}",
+                    }
                 ]
             },
             "not measured 1: finercam, resnet50, batch 8",

@@ -12,7 +12,6 @@ from typing import Any
 
 from benchmarks.settings import MODELS
 
-TIME_IS_UP = "minutes were over"  # why a case was left out
 Row = dict[str, Any]
 Result = dict[str, Any]  # a results file
 Spread = dict[str, Any]  # {"median": value, "quartiles": [low, high]}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.report.runs import TIME_IS_UP, Device, Row, dtype, plain
+from benchmarks.report.runs import Device, Row, dtype, plain
+from benchmarks.settings import TIME_IS_UP
 
 _CALL = re.compile(
     r"bench_(?P<case>method|perturbation)\[(?P<model>\w+)-(?P<batch>\d+)-(?P<method>.+)-(?P<dtype>\w+)\]"
