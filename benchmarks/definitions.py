@@ -182,10 +182,15 @@ def score_of(problem: Problem, x: Tensor) -> Tensor:
 
 @contextmanager
 def kept_outputs(modules: Sequence[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor]]]:
-    """The modules and what they give, in the order of their calls; the network goes on with copies."""
+    """The modules and what they give, in the order of their calls; the network goes on with copies.
+
+    Of a frozen network the graph begins at the first of them.
+    """
     outputs: list[tuple[nn.Module, Tensor]] = []
 
     def keep(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not output.requires_grad:
+            output.requires_grad_()
         outputs.append((module, output))
         return output.clone()
 

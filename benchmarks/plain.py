@@ -28,6 +28,7 @@ def plain_maps(
 ) -> Tensor:
     """The finished maps `(n, H, W)` of some images of a batch x `(B, k, H, W)`: the mean over layers, scaled to [0, 1].
 
+    net   a copy, whose parameters are frozen
     low   at the size of the layer, which is one then
     The network runs on the whole batch, as it does for the maps that are compared: for a batch of another size it may
     take another algorithm, and behind a ReLU a rounding decides whether a gradient goes back.
@@ -51,7 +52,11 @@ def wide(t: Tensor) -> Tensor:
 def _recorded(
     net: nn.Module, layers: Sequence[nn.Module], x: Tensor, targets: Sequence[int]
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
-    """Outputs of the layers, the first to run first, and the gradients at them of each image's class."""
+    """Outputs of the layers, the first to run first, and the gradients at them of each image's class.
+
+    The network is frozen, so that there is no graph before the layers, which a large batch has no memory for.
+    """
+    net.requires_grad_(False)
     with kept_outputs(layers) as outputs, torch.enable_grad():
         score = net(x).gather(1, torch.tensor(targets, device=x.device)[:, None]).sum()
         gradients = torch.autograd.grad(score, [o for _, o in outputs])
