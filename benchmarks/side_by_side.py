@@ -36,8 +36,8 @@ class SideBySide:
     repetitions of the ratio of two sides within one repetition. A side of which one call takes longer than `cap`
     seconds is stopped there and left out: it is in `over_cap`. One of `may_fail` that raises an error is left out too:
     `not_supported` has the error. With a `meter` (see `benchmarks.memory`), `peaks` has the bytes of each call of
-    `warm_up`. On a `device` "cuda" a call ends when the GPU is done, and the forward pass and
-    fastcam are called once before that, which compiles kernels and loads libraries.
+    `warm_up`. On a `device` "cuda" a call ends when the GPU is done, and the forward pass and fastcam are called once
+    before that, which compiles kernels and loads libraries.
     """
 
     _never_slept: ClassVar[int] = 0  # how often in this process
