@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,6 +155,21 @@ def test_a_row_says_why_there_is_no_compiled_side(compile, reason, small_copies,
     monkeypatch.setattr(torch, "compile", compile)
     row = measured(operations.finish((1, 2, 3, 3), "cpu", (6, 6)))
     assert reason in row["not_compiled"] and "compiled" not in row["seconds"] and "definition" in row["seconds"]
+
+
+def test_on_a_gpu_what_takes_turns_is_captured_for_each_of_its_inputs(small_copies, monkeypatch):
+    captures, copies = [], bench_operators.copies
+    monkeypatch.setattr(bench_operators, "copies", lambda moved, rotated, device: copies(moved, rotated, "cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=1000))
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(clocks, "_capture", lambda call, count: captures.append(count) or call())
+    monkeypatch.setattr(clocks, "_replayed", lambda graph: 1.0)
+    row, operation = {}, operations.finish((1, 2, 3, 3), "cpu", (6, 6))
+    bench_operators.bench_operator(Rounds(), row, settings.Settings(device="cuda", repetitions=2), operation)
+    count = len(operations.input_sets(operation, 4000))
+    assert captures == [1, count, count, count] and count > 10 and row["timer"] == "graph"
+    assert list(row["seconds"]) == ["copy", "copy of its bytes", "definition", "compiled"]
+    assert list(row["call_seconds"]) == ["definition", "compiled"]
 
 
 def test_bandwidths_are_shares_of_the_copy():
