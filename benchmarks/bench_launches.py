@@ -1,7 +1,7 @@
 """GPU only: how many launches an explanation of one image takes, as CUDA's profiler records them.
 
-A launch is a kernel, a copy or a fill. Where the backward pass ends a kernel is put in whose name is known; what comes
-behind it is the making of the map.
+A launch is a kernel, a copy or a fill. Where the activations are recorded, and where the backward pass ends, a kernel
+is put in whose name is known; what comes behind the last one is the making of the map.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -22,11 +23,11 @@ from benchmarks.problem import Problem, forward
 from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from fastcam import ops
-from fastcam.layers import find_layers
-from fastcam.methods import METHODS
+from fastcam.methods import METHODS, BaseCAM
 
 COUNTED = (*ops.WEIGHTINGS, "eigencam", "eigengradcam")
 COMPONENT = "the principal component takes two launches, the Gram matrix and its eigenvector, and the finish one"
+REASONS = {"eigencam": COMPONENT, "eigengradcam": f"{COMPONENT}; before them, gradients times activations is PyTorch's"}
 MARK = "spin_kernel"  # what `torch.cuda._sleep` launches
 
 
@@ -42,8 +43,7 @@ def bench_launches(row: dict[str, Any], settings: Settings, model: str, method: 
     cam = METHODS[method](problem.net, problem.layer)
     call = partial(cam.attribute, problem.x, problem.targets)
     expected = [call(), call()][-1]  # the first call compiles, and asks whether the gradient is 0 everywhere
-    (layer,) = find_layers(problem.net, problem.layer)
-    maps, ours, total = counted(call, None if cam.uses_gradients else layer)
+    maps, ours, total = counted(call, cam)
     difference = float((maps - expected).abs().max())
     if not (difference < 1e-3 and expected.max() > 0.5):
         raise AssertionError(f"the map of {method} is empty, or off by {difference:.2e} from one call to the next")
@@ -57,13 +57,13 @@ def bench_launches(row: dict[str, Any], settings: Settings, model: str, method: 
         forward=len(launched(forward(problem))[1]),
         names=[name[:60] for name in ours],
     )
-    if method in ("eigencam", "eigengradcam"):
-        row["reason"] = COMPONENT
+    if method in REASONS:
+        row["reason"] = REASONS[method]
 
 
-def counted(call: Callable[[], Tensor], layer: nn.Module | None = None) -> tuple[Tensor, list[str], list[str]]:
-    """What a call gives; its launches behind the last backward pass, or behind `layer`, and all of them."""
-    with marked(layer):
+def counted(call: Callable[[], Tensor], cam: BaseCAM) -> tuple[Tensor, list[str], list[str]]:
+    """What a call of the method gives; its launches behind the last mark, and all of them."""
+    with marked(cam):
         result, names = launched(call)
     return result, *split(names)
 
@@ -77,23 +77,21 @@ def split(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def marked(layer: nn.Module | None) -> Iterator[None]:
-    """In the block a mark is launched behind each backward pass, or behind the forward pass of `layer`."""
-    backward = torch.autograd.grad
+def marked(cam: BaseCAM) -> Iterator[None]:
+    """In the block a mark is launched once a run of the method is recorded, and behind each backward pass."""
+    backward, low_maps = torch.autograd.grad, cam.low_maps
 
     def grad(*args: Any, **kwargs: Any) -> Any:
         gradients = backward(*args, **kwargs)
         torch.cuda._sleep(1)
         return gradients
 
-    hook = None if layer is None else layer.register_forward_hook(lambda *_: torch.cuda._sleep(1))
-    torch.autograd.grad = grad
-    try:
+    def marked_low_maps(*args: Any) -> list[Tensor]:
+        torch.cuda._sleep(1)
+        return low_maps(*args)
+
+    with patch.object(torch.autograd, "grad", grad), patch.object(cam, "low_maps", marked_low_maps):
         yield
-    finally:
-        torch.autograd.grad = backward
-        if hook is not None:
-            hook.remove()
 
 
 def launched(call: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:

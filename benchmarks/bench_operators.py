@@ -49,9 +49,12 @@ def bench_peak(benchmark: Any, row: dict[str, Any], settings: Settings) -> None:
     difference = float(((a @ b)[:4] - expected).norm() / expected.norm())
     if not difference < 1e-5:
         raise AssertionError(f"the product of matrices is off by {difference:.2e}")
-    comparison = SideBySide({"product": lambda: a @ b}, KernelClock() if device == "cuda" else CallClock())
+    clock = KernelClock() if device == "cuda" else CallClock()
+    comparison = SideBySide({"product": lambda: a @ b}, clock)
+    if isinstance(clock, KernelClock):
+        clock.capture(comparison.sides.values())
     row.update(kind="peak", method="product of matrices", dtype="float32", shape=(n, n, n), difference=difference)
-    row.update(comparison.run(benchmark, settings.repetitions))
+    row.update(comparison.run(benchmark, settings.repetitions), timer=clock.timer)
     row["flops_per_second"] = 2 * n**3 / row["seconds"]["product"]["median"]
 
 
@@ -62,6 +65,7 @@ def bench_explanation(benchmark: Any, row: dict[str, Any], settings: Settings, e
     outputs = comparison.warm_up()
     row.update(kind="explanation", **vars(explanation), dtype="float32", difference=compared.check(outputs))
     gc.collect()
+    row["timer"] = compared.capture()
     row.update(comparison.run(benchmark, settings.repetitions))
 
 
@@ -74,24 +78,27 @@ def bench_operator(benchmark: Any, row: dict[str, Any], settings: Settings, oper
     row["difference"] = check(operation, sets[0])
     functions = variants(operation, sets[0], row)
     moved = floor_bytes(operation, sets[0])
-    clock = KernelClock(least=len(sets)) if on_gpu else CallClock()
-    calls = {name: rotating(function, sets) for name, function in functions.items()}
-    comparison = SideBySide({**copies(moved, 4 * cached, device), **calls}, clock, settings.cap)
+    calls = {name: rotating(decided(name, function, on_gpu), sets) for name, function in functions.items()}
+    copied = copies(moved, 4 * cached, device)
+    turning = [copied[OWN_COPY], *calls.values()]  # the copy is too large for the cache to matter
+    clock = KernelClock(dict.fromkeys(turning, len(sets))) if on_gpu else CallClock()
+    comparison = SideBySide({**copied, **calls}, clock, settings.cap)
     comparison.warm_up()
     if isinstance(clock, KernelClock):
         clock.capture(comparison.sides.values())
     row.update(comparison.run(benchmark, settings.repetitions))
     row.update(bytes=moved, flops=operation.flops, **bandwidths(comparison, moved))
-    row["call_seconds"] = call_seconds(comparison, calls, settings) if on_gpu else ours_of(row["seconds"])
-    row["timer"] = "wall clock" if isinstance(clock, CallClock) else "events" if clock.fell_back else "graph"
+    row["timer"] = clock.timer
+    named = {name: function for name, function in functions.items() if name in comparison.sides}
+    row["call_seconds"] = call_seconds(named, sets, settings) if on_gpu else ours_of(row["seconds"])
 
 
 def variants(operation: Operation, inputs: Sequence[Tensor], row: dict[str, Any]) -> dict[str, Callable[..., Tensor]]:
-    """The sides that compute the operator. Where there is none by `torch.compile`, the row says why."""
+    """The sides that compute the operator, to be called as `decided` does. Where one is missing, the row says why."""
     functions: dict[str, Callable[..., Tensor]] = {}
     if inputs[0].is_cuda:
         functions["kernel"] = whole(operation, inputs)
-    functions["definition"] = defined(operation.define, inputs)
+    functions["definition"] = operation.define
     begin = time.perf_counter()
     try:
         functions["compiled"] = compiled(operation, inputs)
@@ -109,14 +116,14 @@ def whole(operation: Operation, inputs: Sequence[Tensor]) -> Callable[..., Tenso
     return lambda *inputs: operation.define(*inputs).sum(1, keepdim=True)
 
 
-def defined(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """The function with every operator as its definition, which on a CPU it is anyway."""
+def decided(side: str, function: Callable[..., Any], on_gpu: bool) -> Callable[..., Any]:
+    """The function, every operator in it as its definition unless it is the kernel's side; on a CPU it is anyway."""
 
-    def call(*inputs: Tensor) -> Tensor:
+    def call(*inputs: Any) -> Any:
         with definitions():
             return function(*inputs)
 
-    return call if inputs[0].is_cuda else function
+    return call if on_gpu and side != "kernel" else function
 
 
 def compiled(operation: Operation, inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
@@ -124,8 +131,8 @@ def compiled(operation: Operation, inputs: Sequence[Tensor]) -> Callable[..., Te
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     with torch._inductor.config.patch(compile_threads=1):  # no idle worker processes beside what is timed
-        function = defined(torch.compile(operation.define, dynamic=False), inputs)
-        check(operation, inputs, function)
+        function = torch.compile(operation.define, dynamic=False)
+        check(operation, inputs, decided("compiled", function, inputs[0].is_cuda))
     return function
 
 
@@ -170,11 +177,19 @@ def ours_of(by_side: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in by_side.items() if name not in ("copy", OWN_COPY)}
 
 
-def call_seconds(comparison: SideBySide, calls: dict[str, Call], settings: Settings) -> dict[str, Any]:
-    """On a GPU: from the call to the end of what it left queued there, one call at a time."""
-    wanted = {name: call for name, call in calls.items() if name in comparison.sides}
-    alone = SideBySide(wanted, wall_clock("cuda"))
-    alone.warm_up()
+def call_seconds(
+    functions: dict[str, Callable[..., Tensor]], sets: Sequence[tuple[Tensor, ...]], settings: Settings
+) -> dict[str, Any]:
+    """On a GPU: from the call to the end of what it left queued there, one call at a time.
+
+    What makes a side its definition is around the clock, so that it is not timed.
+    """
+    calls = {name: rotating(function, sets) for name, function in functions.items()}
+    clock = wall_clock(sets[0][0].device.type)
+    clocks = {call: decided(name, clock, True) for name, call in calls.items()}
+    for call in calls.values():
+        clocks[call](call)  # warm
+    alone = SideBySide(calls, lambda call: clocks[call](call))
     for _ in range(settings.repetitions):
         alone.repetition()
     return alone.summary()["seconds"]

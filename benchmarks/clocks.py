@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -16,6 +16,8 @@ _MOST_CALLS = 1000
 
 class CallClock:
     """Seconds of wall clock of a call on a CPU: the mean of as many, one after the other, as take two milliseconds."""
+
+    timer = "wall clock"
 
     def __init__(self) -> None:
         self._counts: dict[Call, int] = {}
@@ -36,15 +38,20 @@ class CallClock:
 class KernelClock:
     """Seconds of GPU time of a call, by replays of a CUDA graph of it; by events, of all, where one has no graph.
 
-    A graph holds at least `least` calls, so that calls that take turns at several inputs see each of them, and takes
-    about two milliseconds. It is captured once; a measurement replays it twice and times the second, which starts
+    A graph takes about two milliseconds, or holds as many calls as `least` has for a call that takes turns at so many
+    inputs: it sees each of them. It is captured once; a measurement replays it twice and times the second, which starts
     while the GPU is busy with the first, so that nothing of the launch is timed.
     """
 
-    def __init__(self, least: int = 1) -> None:
-        self._least = least
+    def __init__(self, least: Mapping[Call, int] | None = None) -> None:
+        self._least = least or {}
         self._graphs: dict[Call, tuple[torch.cuda.CUDAGraph, int]] = {}
         self.fell_back = False
+
+    @property
+    def timer(self) -> str:
+        """What the seconds come from."""
+        return "events" if self.fell_back else "graph"
 
     def capture(self, calls: Iterable[Call]) -> None:
         """To be called with all that is compared, before any is timed: what two clocks say is not compared."""
@@ -64,9 +71,10 @@ class KernelClock:
         return do_bench(call, warmup=5, rep=50, return_mode="median") / 1e3
 
     def _captured(self, call: Call) -> tuple[torch.cuda.CUDAGraph, int]:
-        graph = _capture(call, self._least)
-        count = _count(_replayed(graph) / self._least, self._least)
-        return (_capture(call, count), count) if count > self._least else (graph, count)
+        least = self._least.get(call, 1)
+        graph = _capture(call, least)
+        count = _count(_replayed(graph) / least, least)
+        return (_capture(call, count), count) if count > least else (graph, count)
 
 
 def _count(seconds: float, least: int) -> int:

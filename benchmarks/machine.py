@@ -35,7 +35,7 @@ def describe(device: str, settings: Settings) -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "hardware": _hardware(device),
-        "versions": {"python": platform.python_version(), "fastcam": fastcam.__version__} | _versions(),
+        "versions": _versions(device),
         "threads": torch.get_num_threads(),
         "repetitions": settings.repetitions,
         "tf32": False,
@@ -55,6 +55,7 @@ def _hardware(device: str) -> dict[str, Any]:
         hardware |= {
             "gpu": properties.name,
             "multiprocessors": properties.multi_processor_count,
+            "memory": f"{properties.total_memory / 2**30:.0f} GiB",
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
         }
     return hardware
@@ -66,9 +67,20 @@ def _cpu() -> str:
     return found[1] if found else platform.machine()
 
 
-def _versions() -> dict[str, str]:
-    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
-    return {name: importlib.metadata.version(name) for name in _PACKAGES if name in installed}
+def _versions(device: str) -> dict[str, str]:
+    """Of all that is compared, too where it is not there: a table without a peer says why."""
+    found = {"python": platform.python_version(), "fastcam": fastcam.__version__}
+    found |= {name: _version(name) for name in _PACKAGES}
+    if device == "cuda":
+        found |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _output(*command: str) -> str | None:

@@ -159,27 +159,26 @@ def activations(shape: tuple[int, ...], dtype: str, device: str) -> Tensor:
 
 def chosen(settings: Settings) -> Iterator[Operation]:
     """The operations that the wanted methods need; `channel_sum`, `finish` and `overlay` serve many."""
-    if settings.device != "cuda":
-        return _on_cpu(settings)
-    return _short(settings) if settings.set_name == "gpu-short" else _on_gpu(settings)
+    device = str(settings.device)
+    found = _on_cpu if device != "cuda" else _short if settings.set_name == "gpu-short" else _on_gpu
+    return (operation for operation in found(settings) if operation.dtype in settings.dtypes_on(device))
 
 
 def _on_gpu(settings: Settings, device: str = "cuda") -> Iterator[Operation]:
-    types, batches = ("float32", "bfloat16"), settings.batches or (1, 16, 256)
-    for dtype, B, (C, n) in itertools.product(types, batches, STAGES):
-        for weighting in settings.chosen(ops.WEIGHTINGS):
-            yield channel_reduce((B, C, n, n), dtype, weighting, device)
-        yield channel_sum((B, C, n, n), dtype, device)
-    for B, (C, n), side in itertools.product(batches, STAGES[1:], (224, 448)):
-        yield finish((B, C, n, n), device, (side, side))
-    for dtype, B, side in itertools.product(types, batches, (224, 448)):
-        yield overlay(B, dtype, device, (side, side))
-    if settings.chosen(["scorecam"]):
-        for dtype, rows, low, side in itertools.product(types, batches, (7, 14), (224, 448)):
-            yield masked_inputs(rows, low, dtype, device, (side, side))
-    if settings.chosen(["eigencam", "eigengradcam"]):
-        for dtype, B, (C, n) in itertools.product(types, batches, ((2048, 7), (768, 8), (1024, 14))):
+    """Batch by batch: where time runs out, what was asked for first is there with every operator."""
+    for dtype, B in itertools.product(("float32", "bfloat16"), settings.batches or (1, 16, 256)):
+        for (C, n), side in itertools.product(STAGES[1:], (224, 448) if dtype == "float32" else ()):
+            yield finish((B, C, n, n), device, (side, side))
+        for side in (224, 448):
+            yield overlay(B, dtype, device, (side, side))
+        for low, side in itertools.product((7, 14), (224, 448) if settings.chosen(["scorecam"]) else ()):
+            yield masked_inputs(B, low, dtype, device, (side, side))
+        for C, n in ((2048, 7), (768, 8), (1024, 14)) if settings.chosen(["eigencam", "eigengradcam"]) else ():
             yield principal_component((B, C, n, n), dtype, device)
+        for C, n in reversed(STAGES):
+            for weighting in settings.chosen(ops.WEIGHTINGS):
+                yield channel_reduce((B, C, n, n), dtype, weighting, device)
+            yield channel_sum((B, C, n, n), dtype, device)
 
 
 def _short(settings: Settings, device: str = "cuda") -> Iterator[Operation]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks.machine import describe, slug
+from benchmarks.peers import installed
 from benchmarks.report.summary import of_run
 from benchmarks.settings import GPU_ONLY, TIME_IS_UP, Settings
 from fastcam.methods import ATTENTION, METHODS
@@ -154,6 +155,8 @@ def _impossible(settings: Settings, cases: Sequence[str]) -> str | None:
         return "there is no GPU here"
     if not cases:
         return f"{' and '.join(settings.cases)} are measured on a GPU only"
+    if settings.set_name and {"methods", "perturbation"} & set(cases) and not installed("grad-cam"):
+        return f"--set {settings.set_name} compares with grad-cam, which is not installed: pip install grad-cam==1.5.7"
     known = [*METHODS, *ATTENTION, *SALIENCY]
     if "toolbox" in cases:
         from benchmarks.bench_toolbox import CASES as toolbox

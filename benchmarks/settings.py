@@ -70,29 +70,47 @@ class Settings:
         return [m for m in methods if not self.methods or m in self.methods]
 
 
-SETS = {
-    "gpu-short": Settings(
-        device="cuda",
+FAMILY = (
+    *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam"),
+    *("eigencam", "eigengradcam"),
+)
+_ON_GPU = Settings(device="cuda", cap=5.0, minutes=8.0)  # the case that is running then and the tables fit into ten
+_BATCH_256 = replace(
+    _ON_GPU,
+    cases=("methods",),
+    batches=(256,),
+    methods=(*FAMILY, "segeigencam", "shapleycam", "finercam"),
+    dtypes=("float32",),
+)
+_SETS = {
+    "gpu-short": replace(
+        _ON_GPU,
         models=("resnet50",),
         batches=(256, 1, 32),  # what is first is there if time runs out
-        methods=(
-            *("gradcam", "gradcam++", "xgradcam", "hirescam", "gradcamelementwise", "layercam"),
-            *("eigencam", "eigengradcam", "saliency"),
-        ),
-        cap=5.0,
+        methods=(*FAMILY, "saliency"),
         minutes=7.0,  # the case that is running then and the tables take the rest of 8
-        set_name="gpu-short",
         cases=("launches", "operators", "methods"),
     ),
-    "gpu-perturbation": Settings(
-        device="cuda",
+    "gpu-operators-fp32": replace(_ON_GPU, cases=("operators",), batches=(256, 1), dtypes=("float32",)),
+    "gpu-operators-bf16": replace(
+        _ON_GPU,
+        cases=("operators",),
+        batches=(256, 1, 16),
+        methods=("gradcam", "gradcam++", "layercam", "eigencam", "scorecam"),
+        dtypes=("bfloat16",),
+    ),
+    "gpu-methods-1": replace(_BATCH_256, models=MODELS[:3]),
+    "gpu-methods-2": replace(_BATCH_256, models=MODELS[3:]),
+    "gpu-scale": replace(_ON_GPU, cases=("scale",)),
+    "gpu-perturbation": replace(
+        _ON_GPU,
         cases=("perturbation",),
         models=("resnet50",),
         methods=("ablationcam", "scorecam", "fullgrad", "sess"),
-        cap=20.0,  # in each case, so that ten minutes suffice
-        set_name="gpu-perturbation",
+        cap=20.0,
     ),
 }
+SETS = {name: replace(settings, set_name=name) for name, settings in _SETS.items()}
 
 
 def parse(arguments: list[str]) -> Settings:
@@ -126,7 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set",
         choices=SETS,
-        help="a named selection; gpu-short: what matters most, in 8 minutes; gpu-perturbation: ScoreCAM and its like",
+        help="a named selection, each of about 8 minutes; gpu-short: what matters most; gpu-methods-1 and -2: the "
+        "goals at batch 256, on three networks each",
     )
     parser.add_argument("--device", choices=tuple(BATCHES), help="default: cuda where there is one")
     parser.add_argument("--model", dest="models", choices=(*MODELS, "toy", MADE), action="append", help="repeatable")

@@ -71,6 +71,17 @@ def to_device_of(net: nn.Module, x: AnyInput) -> AnyInput:
     return x.map(lambda t: t.to(device)) if isinstance(x, Inputs) else x.to(device)
 
 
+def to_cpu(t: Tensor, wait: bool = True) -> Tensor:
+    """`t` on the CPU, from a GPU through page-locked memory: no copy of a copy, no pages that are touched first.
+
+    That memory is the result's own; once it and the numpy arrays of it are gone, it serves a later one.
+    wait   False: the copy is queued in the current stream
+    """
+    if not t.is_cuda:
+        return t.cpu()
+    return torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True).copy_(t, non_blocking=not wait)
+
+
 def owned(net: nn.Module, x: AnyInput) -> AnyInput:
     """`x` as a run takes it: on the model's device, and no inference tensor."""
     x = to_device_of(net, x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ ONE_PASS = [n for n in EVERY if n not in (*SCORED, *TOKENS, *MANY)]
 
 @dataclass(frozen=True)
 class Operation:
-    """An operator of `fastcam.ops` that has a kernel, and how to draw inputs for it on the CPU, floats in fp32."""
+    """An operator of `fastcam.ops`, and how to draw inputs for it on the CPU, floats in fp32."""
 
     run: Callable[..., Tensor]
     draw: Callable[[], tuple[Tensor, ...]]
@@ -52,17 +53,29 @@ def _reduction(weighting: str, *shape: int) -> Operation:
     )
 
 
-def _rows(*size: int) -> Operation:
+def _rows(*size: int, baseline: bool = True, align_corners: bool = True) -> Operation:
     def draw() -> tuple[Tensor, ...]:
-        x, below = torch.randn(2, 3, *size), torch.randn(2, 3, *size)
-        return x, torch.randn(9, 7, 7), torch.arange(9) % 2, below
+        drawn = torch.randn(2, 3, *size), torch.randn(9, 7, 7), torch.arange(9) % 2, torch.randn(2, 3, *size)
+        return drawn if baseline else drawn[:3]
 
-    return Operation(ops.masked_inputs, draw)
+    return Operation(partial(ops.masked_inputs, align_corners=align_corners), draw)
 
 
-def _pictures(*size: int) -> Operation:
+def _pictures(*size: int, channels: int = 3, in_bytes: bool = False) -> Operation:
     table = torch.randint(256, (256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Operation(ops.overlay, lambda: (torch.rand(3, 3, *size), torch.rand(3, *size), table))
+
+    def draw() -> tuple[Tensor, ...]:
+        pixels = torch.rand(3, channels, *size)
+        return (255 * pixels).byte() if in_bytes else pixels, torch.rand(3, *size), table
+
+    return Operation(ops.overlay, draw)
+
+
+def _pooled(weighting: str, *shape: int) -> Operation:
+    """Several classes an image, whose weights are `shape`."""
+    return Operation(
+        lambda A, W: ops.pooled_maps(A, W, weighting), lambda: (_activations(3, 64, 14, 14), torch.randn(shape))
+    )
 
 
 OPERATIONS = {
@@ -75,6 +88,12 @@ OPERATIONS = {
         lambda A, weights: ops.channel_sum(A, weights).sum(1),
         lambda: (_activations(3, 300, 14, 14), torch.randn(3, 300)),
     ),
+    "channel_sum of classes": Operation(
+        ops.channel_sum, lambda: (_activations(3, 300, 14, 14), torch.randn(3, 5, 300))
+    ),
+    "pooled_maps gradcam": _pooled("gradcam", 3, 5, 64),
+    "pooled_maps gradcam++": _pooled("gradcam++", 3, 5, 64),
+    "pooled_maps xgradcam of all": _pooled("xgradcam", 5, 64),
     "finish": Operation(lambda low: ops.finish([low], (224, 224)), lambda: (torch.randn(3, 8, 7, 7),)),
     "finish of two layers": Operation(
         lambda low, other: ops.finish([low, other], (61, 90)),
@@ -82,13 +101,20 @@ OPERATIONS = {
     ),
     "masked_inputs": _rows(61, 90),
     "masked_inputs 224x224": _rows(224, 224),
+    "masked_inputs without baseline": _rows(61, 90, baseline=False),
+    "masked_inputs by half pixels": _rows(61, 90, align_corners=False),
     "overlay": _pictures(61, 90),
     "overlay 224x224": _pictures(224, 224),
+    "overlay of bytes": _pictures(61, 90, in_bytes=True),
+    "overlay of one channel": _pictures(61, 90, channels=1),
     "principal_component": Operation(ops.principal_component, lambda: (_activations(3, 512, 7, 7),)),
     "principal_component 5x6": Operation(ops.principal_component, lambda: (_activations(2, 33, 5, 6),)),
     "principal_component 14x14": Operation(ops.principal_component, lambda: (_activations(2, 100, 14, 14),)),
 }
-PYTORCHS = ("principal_component 14x14",)  # beyond the kernel's size: PyTorch's products, cuBLAS's kernels
+PYTORCHS = (  # products of matrices by cuBLAS: several classes an image, and what is beyond the kernel's size
+    *("channel_sum of classes", "pooled_maps gradcam", "pooled_maps gradcam++", "pooled_maps xgradcam of all"),
+    "principal_component 14x14",
+)
 
 
 class Pooled(TinyNet):

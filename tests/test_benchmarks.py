@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    machine,
     memory,
     problem,
     session,
@@ -179,6 +181,42 @@ def test_no_case_begins_after_the_time_of_a_run():
     with pytest.raises(pytest.skip.Exception, match="the run's 0 minutes were over"):
         plugin.pytest_runtest_setup()
     session.Session(settings.parse(["--minutes", "1"]), {"device": "cpu"}).pytest_runtest_setup()
+
+
+@pytest.mark.parametrize("name", settings.SETS)
+def test_a_set_ends_within_ten_minutes_and_is_recorded(name):
+    given = settings.parse(["--set", name])
+    assert given.set_name == name and given.recorded and given.device == "cuda"
+    assert 60 * given.minutes + given.cap <= 560 and not given.threads
+
+
+def test_every_network_is_measured_at_the_largest_batch():
+    both = [settings.SETS[f"gpu-methods-{n}"] for n in (1, 2)]
+    assert both[0].models + both[1].models == settings.MODELS and {s.batches for s in both} == {(256,)}
+
+
+@pytest.mark.parametrize("name", settings.SETS)
+def test_a_set_that_compares_with_grad_cam_needs_it(monkeypatch, capsys, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(session, "installed", lambda side: False)
+    given = settings.parse(["--set", name])
+    if {"methods", "perturbation"} & set(given.cases):
+        assert session.run(given) == 2
+        assert "grad-cam, which is not installed" in capsys.readouterr().err
+    else:
+        assert session._impossible(given, given.cases) is None
+
+
+def test_the_head_says_which_packages_are_there(monkeypatch):
+    def version(package):
+        if package == "captum":
+            raise importlib.metadata.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    head = machine.describe("cpu", settings.parse(["--commit", "abc"]))
+    assert head["versions"]["captum"] == "not installed" and head["versions"]["grad-cam"] == "1.0"
+    assert head["commit"] == "abc" and "CUDA" not in head["versions"]
 
 
 def test_the_short_set_has_what_matters_most_first():

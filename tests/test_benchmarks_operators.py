@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +93,21 @@ def test_every_operator_is_in_each_sweep(run):
         }
 
 
+@pytest.mark.parametrize(
+    "run", [["--device", "cuda"], ["--set", "gpu-short"], ["--set", "gpu-operators-bf16"]], ids=" ".join
+)
+def test_types_narrow_the_operators_down(run):
+    given = settings.parse([*run, "--dtype", "bfloat16"])
+    assert {o.dtype for o in operations.chosen(given)} == {"bfloat16"} and not list(explanations.chosen(given))
+
+
+def test_a_sweep_that_is_cut_short_has_every_operator_at_the_first_batch():
+    found = list(operations.chosen(settings.parse(["--set", "gpu-operators-fp32"])))
+    half = [o for o in found if o.shape[0] == 256]
+    assert found[: len(half)] == half and {o.operator for o in half} == operations.TOLERANCE.keys()
+    assert len(found) <= 110 and len(list(operations.chosen(settings.parse(["--set", "gpu-operators-bf16"])))) <= 110
+
+
 def test_methods_narrow_the_operators_down():
     found = list(operations.chosen(settings.parse(["--device", "cpu", "--method", "layercam"])))
     assert {o.name.partition("[")[2] for o in found if o.operator == "channel_reduce"} == {"layercam]"}
@@ -141,6 +157,21 @@ def test_a_row_says_why_there_is_no_compiled_side(compile, reason, small_copies,
     assert reason in row["not_compiled"] and "compiled" not in row["seconds"] and "definition" in row["seconds"]
 
 
+def test_on_a_gpu_what_takes_turns_is_captured_for_each_of_its_inputs(small_copies, monkeypatch):
+    captures, copies = [], bench_operators.copies
+    monkeypatch.setattr(bench_operators, "copies", lambda moved, rotated, device: copies(moved, rotated, "cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=1000))
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(clocks, "_capture", lambda call, count: captures.append(count) or call())
+    monkeypatch.setattr(clocks, "_replayed", lambda graph: 1.0)
+    row, operation = {}, operations.finish((1, 2, 3, 3), "cpu", (6, 6))
+    bench_operators.bench_operator(Rounds(), row, settings.Settings(device="cuda", repetitions=2), operation)
+    count = len(operations.input_sets(operation, 4000))
+    assert captures == [1, count, count, count] and count > 10 and row["timer"] == "graph"
+    assert list(row["seconds"]) == ["copy", "copy of its bytes", "definition", "compiled"]
+    assert list(row["call_seconds"]) == ["definition", "compiled"]
+
+
 def test_bandwidths_are_shares_of_the_copy():
     comparison = side_by_side.SideBySide({"copy": None, "definition": None}, None)
     comparison.seconds = {"copy": [1.0, 2.0, 4.0], "definition": [2.0, 2.0, 4.0]}
@@ -168,6 +199,7 @@ def test_an_explanation_row():
     explanation = explanations.Explanation("gradcam", "toy", 2)
     bench_operators.bench_explanation(Rounds(), row, settings.Settings(device="cpu", repetitions=2), explanation)
     assert row["kind"] == "explanation" and row["network"] == "toy" and row["batch"] == 2
+    assert row["timer"] == "wall clock"
     assert list(row["seconds"]) == ["call", "fastcam", "forward"] and row["difference"] < 1e-4
 
 
@@ -177,6 +209,22 @@ def test_short_calls_are_timed_together():
     short, other = (lambda: calls.append("short")), (lambda: calls.append("other"))
     assert 0 < clock(short) < 1 and 0 < clock(other) < 1
     assert calls.count("short") > 10 and calls.count("other") > 10
+
+
+def test_calls_are_timed_without_what_makes_them_definitions(monkeypatch):
+    begun, decide = [], ops._on_kernel
+
+    def clock(call):
+        begun.append(ops._on_kernel)
+        call()
+        return 1.0
+
+    monkeypatch.setattr(bench_operators, "wall_clock", lambda device: clock)
+    functions = dict.fromkeys(("kernel", "definition", "compiled"), torch.neg)
+    sets = [(torch.ones(1),), (torch.ones(1),)]
+    found = bench_operators.call_seconds(functions, sets, settings.Settings(repetitions=2))
+    assert list(found) == list(functions) and ops._on_kernel is decide
+    assert len(begun) == 9 and begun.count(decide) == 3 and begun.count(operations._never) == 6
 
 
 def test_what_a_graph_cannot_hold_is_timed_by_events(monkeypatch):
@@ -189,19 +237,21 @@ def test_what_a_graph_cannot_hold_is_timed_by_events(monkeypatch):
     testing = pytest.importorskip("triton.testing")
     monkeypatch.setattr(clocks, "_capture", refuse)
     monkeypatch.setattr(testing, "do_bench", lambda call, **_: 5.0)
-    clock = clocks.KernelClock(least=3)
     call = object()
-    assert [clock(call), clock(call)] == [5e-3, 5e-3] and captures == [3] and clock.fell_back
+    clock = clocks.KernelClock({call: 3})
+    assert [clock(call), clock(call)] == [5e-3, 5e-3] and captures == [3] and clock.timer == "events"
 
 
 def test_a_graph_is_captured_once_and_long_enough(monkeypatch):
     captures, replayed = [], []
     monkeypatch.setattr(clocks, "_capture", lambda call, count: captures.append(count) or count)
     monkeypatch.setattr(clocks, "_replayed", lambda graph: replayed.append(graph) or graph * 1e-4)
-    clock = clocks.KernelClock(least=3)
-    call = object()
-    assert clock(call) == pytest.approx(1e-4) and clock(call) == pytest.approx(1e-4)
-    assert captures == [3, 20] and replayed == [3, 20, 20] and not clock.fell_back
+    turning, other = object(), object()
+    clock = clocks.KernelClock({turning: 3})
+    assert clock(turning) == pytest.approx(1e-4) and clock(turning) == pytest.approx(1e-4)
+    assert captures == [3, 20] and replayed == [3, 20, 20] and clock.timer == "graph"
+    clock(other)
+    assert captures[2:] == [1, 20], "what takes no turns is captured once to begin with"
 
 
 def test_all_that_is_compared_is_timed_by_one_clock(monkeypatch):
@@ -235,16 +285,16 @@ def test_the_peak_is_that_of_a_product_of_matrices(monkeypatch):
     monkeypatch.setitem(bench_operators.MATRIX, "cpu", 32)
     row = {}
     bench_operators.bench_peak(Rounds(), row, settings.Settings(device="cpu", repetitions=2))
-    assert row["kind"] == "peak" and row["difference"] < 1e-6
+    assert row["kind"] == "peak" and row["difference"] < 1e-6 and row["timer"] == "wall clock"
     assert row["flops_per_second"] == pytest.approx(2 * 32**3 / row["seconds"]["product"]["median"])
 
 
 @pytest.mark.gpu
 def test_graph_replays_go_through_every_input():
     inputs = [(torch.full((2**20,), float(n), device="cuda"),) for n in range(5)]
-    clock = clocks.KernelClock(least=len(inputs))
     seen = torch.zeros(1, device="cuda")
     call = bench_operators.rotating(lambda x: seen.add_(x[:1]), inputs)
+    clock = clocks.KernelClock({call: len(inputs)})
     assert 0 < clock(call) < 1e-3 and not clock.fell_back
     graph, count = clock._graphs[call]
     seen.zero_()

@@ -368,13 +368,16 @@ def test_the_model_is_left_as_it_was(cls, where):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("cls", FAMILY)
 def test_on_the_gpu(cls, device):
     x = photos(2)
+    # Noise takes inputs of a ReLU to where rounding decides which side they are on.
+    tolerance = 2e-2 if cls is SmoothFullGrad else 5e-3
     for eigen_smooth in (False, True):
         expected = method(cls, tiny().double())(x.double(), 1, eigen_smooth=eigen_smooth)
         found = method(cls, tiny().to(device))(x, 1, eigen_smooth=eigen_smooth)
-        np.testing.assert_allclose(found, expected, atol=5e-3)  # TF32
+        np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
 def test_interpolation_is_that_of_the_map():

@@ -71,7 +71,7 @@ def test_no_method_and_no_kernel_is_missing():
     assert {*METHODS, *SALIENCY} < set(EVERY) and methods == set(EVERY.values())
     parts = {"resampling", "channel_weights", "tiles"}  # of others
     files = {module.name for module in pkgutil.iter_modules(kernels.__path__)} - parts
-    assert {name.split()[0] for name in OPERATIONS} == {*files, "channel_sum"}
+    assert {name.split()[0] for name in OPERATIONS} == {*files, "channel_sum", "pooled_maps"}
     assert {f"channel_reduce {weighting}" for weighting in ops.WEIGHTINGS} < set(OPERATIONS)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.autograd import DeviceType
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
@@ -19,6 +21,7 @@ from gpu_cases import OPERATIONS, PYTORCHS, explanation, on_resnet
 LAUNCHES = {
     **{name: ["_reduce_kernel", "_finish_kernel"] for name in ops.WEIGHTINGS},
     "eigencam": ["_gram_kernel", "_solve_kernel", "_finish_kernel"],
+    "eigengradcam": ["_gram_kernel", "_solve_kernel", "_finish_kernel"],  # of their product, which is PyTorch's
 }
 
 
@@ -79,17 +82,28 @@ def test_what_is_launched_behind_the_last_mark():
         bench_launches.split(["conv", "map"])
 
 
-def test_marks_come_and_go(monkeypatch):
-    asleep, backward = [], torch.autograd.grad
-    monkeypatch.setattr(torch.cuda, "_sleep", asleep.append)
-    case, without = explanation("gradcam"), explanation("eigencam")
-    with bench_launches.marked(None):
+class Called(TorchDispatchMode):
+    """Writes down what PyTorch is asked for."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(self, asked, types, args=(), kwargs=None):
+        self.names.append(asked.name())
+        return asked(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "marks"), [("gradcam", 2), ("eigencam", 1), ("eigengradcam", 2)])
+def test_marks_come_and_go(monkeypatch, name, marks):
+    called, backward = [], torch.autograd.grad
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: called.append("mark"))
+    case = explanation(name)
+    with bench_launches.marked(case.method), Called(called):
         case(case.x)
-        assert len(asleep) == 1
-    with bench_launches.marked(without.net.body):
-        without(without.x)
-        assert len(asleep) == 2
-    assert torch.autograd.grad is backward and not without.net.body._forward_hooks
+    assert called.count("mark") == marks
+    assert "aten::clone" not in called[called.index("mark") :], "the activations are copied before"
+    assert torch.autograd.grad is backward and "low_maps" not in vars(case.method)
 
 
 def test_launches_are_a_case_for_a_gpu(capsys):
@@ -99,15 +113,16 @@ def test_launches_are_a_case_for_a_gpu(capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ops.WEIGHTINGS)
-def test_two_launches_behind_the_backward_pass(device, monkeypatch, name):
-    """Of one image, with nothing else: no copy, no fill. The classes are those predicted, which need none either."""
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_launches_behind_the_backward_pass(device, monkeypatch, name):
+    """Of one image, with no copy and no fill; EigenGradCAM's product is PyTorch's. The classes are those predicted."""
     monkeypatch.undo()  # the fixture that fills what torch.empty gives, by a launch of its own
     case = on_resnet(name, device=device)
     x = case.x[:1].to(device)
     case(x), case(x)  # compiles; and asks, once, whether the gradient is 0 everywhere
-    maps, ours, total = bench_launches.counted(lambda: case.method.attribute(x))
-    assert len(ours) == 2 and "_reduce_kernel" in ours[0] and "_finish_kernel" in ours[1], ours
+    maps, ours, total = bench_launches.counted(lambda: case.method.attribute(x), case.method)
+    wanted = [""] * (name == "eigengradcam") + LAUNCHES[name]
+    assert len(ours) == len(wanted) and all(map(operator.contains, ours, wanted)), ours
     assert len(total) > 40 and maps.amax() > 0.9
     print(f"{name}: {len(ours)} launches behind the backward pass, {len(total)} in all")
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastcam import AblationCAM, EigenCAM, FullGrad, GradCAM, GuidedBackprop, HiResCAM, LayerCAM, ScoreCAM
-from fastcam.record import record
+from fastcam.record import record, to_cpu
 
 from models import TinyNet, tiny
 
@@ -369,3 +369,16 @@ def test_another_threads_call_of_the_model_is_not_recorded(x):
     net = tiny(Meeting)
     np.testing.assert_array_equal(HiResCAM(net, "body")(x), expected(x))
     assert outputs[0].requires_grad and outputs[0].grad_fn is not None
+
+
+def test_what_comes_from_a_gpu_comes_in_pinned_memory_of_its_own(monkeypatch):
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    empty, asked = torch.empty, []
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory, **k: asked.append((pin_memory, k)) or empty(*a, **k))
+    t = torch.rand(2, 3)
+    first, second = (to_cpu(t.as_subclass(OnGpu), wait) for wait in (True, False))
+    assert asked == [(True, {"dtype": torch.float32, "device": "cpu"})] * 2
+    assert torch.equal(first, t) and torch.equal(second, t) and first.data_ptr() != second.data_ptr()
+    assert to_cpu(t) is t

@@ -295,6 +295,7 @@ _OTHERS = {
         (
             *(Column(key, partial(plain, key)) for key in ("model", "batch", "method")),
             Column("ours, after the backward pass", partial(plain, "ours")),
+            Column("why more than two", partial(plain, "reason")),
             Column("all", partial(plain, "total")),
             Column("of the forward pass alone", partial(plain, "forward")),
         ),

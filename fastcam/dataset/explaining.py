@@ -20,7 +20,7 @@ from fastcam.inputs import inputs_of
 from fastcam.methods import BaseCAM
 from fastcam.methods.base import map_size
 from fastcam.methods.perturbation import PerturbationCAM
-from fastcam.record import unwrap
+from fastcam.record import to_cpu, unwrap
 from fastcam.targets import find_logits, scores
 
 _NO_LABEL = "it has no label, and targets are labels"
@@ -191,17 +191,11 @@ class Explainer:
         return self.targets
 
     def _on_the_way(self, rows: Rows) -> Rows:
-        if self.device.type != "cuda":
-            rows.maps, rows.records = [m.cpu() for m in rows.maps], rows.records.cpu()
-            return rows
-        rows.maps, rows.records = [_to_pinned(m) for m in rows.maps], _to_pinned(rows.records)
-        rows.arrived = torch.cuda.Event()
-        rows.arrived.record(torch.cuda.current_stream(self.device))
+        rows.maps, rows.records = [to_cpu(m, wait=False) for m in rows.maps], to_cpu(rows.records, wait=False)
+        if self.device.type == "cuda":
+            rows.arrived = torch.cuda.Event()
+            rows.arrived.record(torch.cuda.current_stream(self.device))
         return rows
-
-
-def _to_pinned(t: Tensor) -> Tensor:
-    return torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
 
 
 def _steady(cam: BaseCAM) -> BaseCAM:

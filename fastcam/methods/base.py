@@ -23,7 +23,7 @@ from fastcam.fast.settings import Optimize, settings_of
 from fastcam.inputs import Inputs, inputs_of
 from fastcam.layers import default_layer, find_layers, image_channel_dim, layer_name
 from fastcam.methods.fusion import FUSIONS
-from fastcam.record import Run, record, unwrap
+from fastcam.record import Run, record, to_cpu, unwrap
 from fastcam.targets import Targets, find_logits, part_of, per_image, scores
 from fastcam.tokens import Layout, layout_of
 
@@ -98,6 +98,8 @@ class BaseCAM:
     ) -> np.ndarray:
         """The maps of a batch as numpy float32: `(B, H, W)` in [0, 1], `(B, T, H, W)` for targets `(B, T)`.
 
+        From a GPU the array lies in page-locked memory, its own as long as it is held: copy what you keep of very many.
+
         input_tensor     `(B, k, H, W)`, as the model takes it, a signal `(B, k, L)` or a volume `(B, k, D, H, W)`; or
                          several inputs with the batch first: a tuple of arguments, a mapping of arguments by name.
                          The first floating-point tensor of three dimensions or more is the image
@@ -119,7 +121,7 @@ class BaseCAM:
             complete=True,
         )
         assert isinstance(maps, Tensor)
-        return maps.float().cpu().numpy()
+        return to_cpu(maps.float()).numpy()
 
     def attribute(
         self,
