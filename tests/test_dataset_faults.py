@@ -152,6 +152,7 @@ def test_a_start_beside_another_runs_without_links(tmp_path, monkeypatch):
     def replaced(path, write, token, write_first=manifest.write_first):
         write_first(path, write, token)
         path.write_text(path.read_text().replace('"store": "fp16"', '"store": "fp32"'))
+        return True
 
     monkeypatch.setattr(manifest, "write_first", replaced)
     with pytest.raises(ValueError, match='store: "fp32" there, "fp16" now'):

@@ -60,7 +60,7 @@ def attribute_dataset(
 
     cam            a method, bound to model and layers; the model stays where it is and as it is
     dataset        of PyTorch's kind, with a length: a sample is a tensor `(k, H, W)` as the model takes it, or it and
-                   its class; or `ImageFiles`. Samples may differ in size
+                   its class; or `ImageFiles`, or parts and sequences of either. Samples may differ in size
     out            a folder, new or of the same run: manifest.json, and shards/ with its .npz files
     targets        "predicted", "label" for the data set's own, a class index, or a callable from one image's output to
                    a scalar

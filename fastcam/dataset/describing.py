@@ -181,8 +181,8 @@ def _names(code: types.CodeType) -> set[str]:
 def _is_installed(file: str | None) -> bool:
     """Whether code is Python's, fastcam's or a package's, and no user's."""
     parts = Path(file or "").parts
-    inside = "site-packages" in parts or "dist-packages" in parts
-    return inside or file is None or file.startswith((*_LIBRARIES, "<frozen"))
+    packaged = "site-packages" in parts or "dist-packages" in parts
+    return packaged or file is None or file.startswith((*_LIBRARIES, "<frozen"))
 
 
 def _brief(told: Any) -> Any:
@@ -213,15 +213,12 @@ def _name(value: Any) -> str:
 
 def described_precision(device: torch.device) -> dict[str, Any]:
     """How products of fp32 numbers are made, and autocast's type."""
-    of_cpu: Any = torch.backends.mkldnn
-    cuda = device.type == "cuda"
-    matmul, conv = (torch.backends.cuda.matmul, torch.backends.cudnn.conv) if cuda else (of_cpu.matmul, of_cpu.conv)
-    autocast = torch.is_autocast_enabled(device.type)
-    return {
-        "matmul": matmul.fp32_precision,
-        "conv": conv.fp32_precision,
-        "autocast": str(torch.get_autocast_dtype(device.type)) if autocast else None,
-    }
+    backends: Any = torch.backends
+    matmul, conv = backends.mkldnn.matmul, backends.mkldnn.conv
+    if device.type == "cuda":
+        matmul, conv = backends.cuda.matmul, backends.cudnn.conv
+    autocast = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None
+    return {"matmul": matmul.fp32_precision, "conv": conv.fp32_precision, "autocast": autocast}
 
 
 def described_dataset(dataset: Any, depth: int = 0) -> dict[str, Any]:
