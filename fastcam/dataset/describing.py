@@ -28,7 +28,10 @@ _DEEPEST = 5  # levels of objects within objects that are looked at
 _FOLLOWED = 2  # levels of functions called by functions whose global names are looked up
 _MOST = 2**23  # values in a data set that are looked at
 _WHOLE, _STRETCHES = 2**26, 2**10  # bytes of a tensor that are looked at; where there are more, in so many stretches
+_NUMBERS, _LISTS = (bool, int, float), (list, tuple)  # of types: there may be a million values to compare with them
+_TEXTS = (str, Path, torch.dtype, torch.device, torch.Size, range, slice)
 _BRIEF = 200  # characters of what is told as it is
+_SEPARATORS = "/" + os.sep
 _LIBRARIES = (os.path.dirname(os.__file__) + os.sep, str(Path(__file__).parents[1]) + os.sep)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -89,12 +92,12 @@ def plain(value: Any, depth: int = 0, root: str = "", left: Iterator[int] | None
     """
     if left is not None and next(left, None) is None:
         return _name(type(value))
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, _NUMBERS):
         return value
-    if isinstance(value, str | Path | torch.dtype | torch.device | torch.Size | range | slice):
+    if isinstance(value, _TEXTS):
         return _below(root, str(value))
     inside = functools.partial(plain, depth=depth + 1, root=root, left=left)
-    if isinstance(value, list | tuple) and depth <= _DEEPEST:
+    if isinstance(value, _LISTS) and depth <= _DEEPEST:
         return [inside(v) for v in value]
     if isinstance(value, types.ModuleType | logging.Logger):  # a logger's attributes are what it has met
         return getattr(value, "name", getattr(value, "__name__", ""))
@@ -274,10 +277,9 @@ def _held(dataset: Any, told: Collection[str], depth: int) -> dict[str, Any]:
 
 def _counts(name: str, value: Any) -> bool:
     """Whether an attribute is not a state or a cache, as those often are whose names begin with _."""
-    if isinstance(value, list | tuple) and value:
-        value = value[0]
-        return not name.startswith("_") or isinstance(value, str | Path | int | float | tuple)
-    return not name.startswith("_") or isinstance(value, str | Path | Tensor | np.ndarray)
+    first = value[0] if isinstance(value, _LISTS) and value else value
+    kinds = (str, Path, Tensor, np.ndarray) if first is value else (str, Path, int, float, tuple)
+    return not name.startswith("_") or isinstance(first, kinds)
 
 
 def listed_samples(dataset: Any) -> list[tuple[Any, ...]] | None:
@@ -293,8 +295,8 @@ def listed_samples(dataset: Any) -> list[tuple[Any, ...]] | None:
 
 def _below(root: str, name: str) -> str:
     """A path as it lies below a folder, if it does."""
-    root, separators = root.rstrip("/" + os.sep), ("/", os.sep)
+    root = root.rstrip(_SEPARATORS)
     rest = name[len(root) :]
-    if not root or not name.startswith(root) or rest and not rest.startswith(separators):
+    if not root or not name.startswith(root) or rest[:1] not in _SEPARATORS:
         return name
-    return rest.lstrip("/" + os.sep).replace(os.sep, "/") or "."
+    return rest.lstrip(_SEPARATORS).replace(os.sep, "/") or "."
