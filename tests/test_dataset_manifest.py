@@ -143,6 +143,12 @@ def test_where_a_data_set_lies_and_what_it_remembers_do_not_count():
     json.dumps(described_dataset(endless))
 
 
+def test_so_many_values_are_looked_at_and_no_more(monkeypatch):
+    monkeypatch.setattr(describing, "_MOST", 5)
+    found = described_dataset(Held(items=[[n] for n in range(4)], n=7))["settings"]
+    assert found == {"items": [[0], [1], "builtins.list", "builtins.list"], "n": "builtins.int"}
+
+
 def test_a_tensor_is_a_data_set_that_holds_it():
     x = torch.arange(6.0).reshape(2, 3)
     told = [described_dataset(d) for d in (x, x + 1, x.clone())]
