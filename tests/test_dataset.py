@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import zipfile
 
@@ -59,20 +60,20 @@ def x():
 def test_what_is_read_back_is_what_the_method_gives(name, tmp_path):
     cam, x = made(name)
 
-    def seeded(explain):
-        np.random.seed(0)  # RandomCAM draws from it
-        return explain()
+    def drawn_for(index):
+        np.random.seed(index)  # RandomCAM draws from it, and a run from one that begins so at a batch of that index
+        return cam(x[index : index + 2])
 
-    expected = seeded(lambda: np.concatenate([cam(x[:2]), cam(x[2:])]))
+    expected = np.concatenate([drawn_for(0), drawn_for(2)])
     assert (np.ptp(expected, (1, 2)) > 0.5).all()
     for store, tolerance in [("fp32", 1e-6), ("fp16", 0.002), ("uint8", 0.004)]:
-        maps = seeded(lambda store=store: attributed(cam, x, tmp_path / store, store=store))
+        maps = attributed(cam, x, tmp_path / store, store=store)
         largest = np.array([[m.max(), m.max() - min(0, m.min())] for m in map(maps.low, range(3))])
         assert maps[:].dtype == np.float32 and maps.complete and maps.manifest["method"]["class"] == type(cam).__name__
         for found, wanted, (high, span) in zip(maps, expected, largest, strict=True):
             share = span / high if store == "uint8" else 1
             np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * share)
-    maps = seeded(lambda: attributed(cam, x, tmp_path / "full", full=True, store="fp16"))
+    maps = attributed(cam, x, tmp_path / "full", full=True, store="fp16")
     np.testing.assert_allclose(maps[:], expected, rtol=0, atol=2**-11)
 
 
@@ -279,6 +280,27 @@ def test_batches_do_not_cross_shards(tmp_path):
     maps = attributed(GradCAM(tiny(Watched), "body"), photographs(11, 20, 24), tmp_path, shard_size=5, batch_size=3)
     assert seen == [3, 2, 3, 2, 1] and list(map(len, maps.shards)) == [5, 5, 1]
     assert json.loads((tmp_path / "manifest.json").read_text())["result"]["batch_size"] == 3
+
+
+class Noisy(TinyNet):
+    def forward(self, x):
+        return super().forward(x * (1 + random.random() * torch.rand_like(x)))
+
+
+def test_what_is_drawn_depends_on_the_samples_alone(x, tmp_path):
+    """Not on where a run goes on; the numbers that the user draws are those that come without a run."""
+    for name, cam in [("random", METHODS["randomcam"](tiny(), "body")), ("noisy", GradCAM(tiny(Noisy), "body"))]:
+        expected = None
+        for seed in (1, 2):
+            np.random.seed(seed), torch.manual_seed(seed), random.seed(seed)
+            before = np.random.rand(), torch.rand(1), random.random()
+            np.random.seed(seed), torch.manual_seed(seed), random.seed(seed)
+            attributed(cam, x, tmp_path / name, batch_size=1)
+            assert (np.random.rand(), torch.rand(1), random.random()) == before
+            expected = expected or shards(tmp_path / name)
+            (tmp_path / name / "shards" / "000001.npz").unlink()
+        attributed(cam, x, tmp_path / name, batch_size=1)
+        assert shards(tmp_path / name) == expected
 
 
 def test_no_time_decides_on_a_methods_rows(tmp_path, monkeypatch):

@@ -11,11 +11,12 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import TensorDataset
 
 import fastcam
 from fastcam.cli import main
-from fastcam.dataset import whole_files
+from fastcam.dataset import manifest, whole_files
 from fastcam.dataset.maps import open_maps
 
 from forked import (
@@ -124,6 +125,39 @@ def test_another_method_is_refused(out, uninterrupted):
         with pytest.raises(ValueError, match=difference):
             fastcam.attribute_dataset(cam, data(), out, workers=0, batch_size=2, shard_size=4)
         assert contents(out) == uninterrupted
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="autocast: null there, .torch.bfloat16"),
+    ):
+        explained(out)
+
+
+def test_shards_whose_manifest_is_gone(out, uninterrupted):
+    """The same run goes on; one that has fewer shards says which are in its way before it writes anything."""
+    (out / "manifest.json").unlink()
+    without = contents(out)
+    with pytest.raises(ValueError, match="000002.npz to 000003.npz: remove these files, or choose another folder"):
+        explained(out, shard_size=8)
+    assert contents(out) == without
+    explained(out)
+    assert contents(out) == uninterrupted
+    shutil.copy(out / "shards/000003.npz", out / "shards/000004.npz")
+    with pytest.raises(ValueError, match="another run's shards, 000004.npz: remove these files"):
+        explained(out)
+
+
+def test_a_start_beside_another_runs_without_links(tmp_path, monkeypatch):
+    """The manifest that is there in the end decides, and no shard is another run's."""
+
+    def replaced(path, write, token, write_first=manifest.write_first):
+        write_first(path, write, token)
+        path.write_text(path.read_text().replace('"store": "fp16"', '"store": "fp32"'))
+        return True
+
+    monkeypatch.setattr(manifest, "write_first", replaced)
+    with pytest.raises(ValueError, match='store: "fp32" there, "fp16" now'):
+        explained(tmp_path)
+    assert [*contents(tmp_path)] == ["manifest.json"]
 
 
 def truncated(shards):

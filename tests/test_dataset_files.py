@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import ConcatDataset, Subset, TensorDataset, random_split
 from torchvision.datasets import ImageFolder
 
 from fastcam import GradCAM, ImageFiles, LayerCAM, attribute_dataset, open_maps
@@ -126,6 +127,37 @@ def test_a_listed_file_that_is_not_there_is_recorded(photos, tmp_path):
     assert maps.failed == [{"index": 1, "path": "missing.png", "reason": reason}]
     for shard in maps.shards:
         assert str(tmp_path).encode() not in shard.path.read_bytes()
+
+
+def test_parts_and_sequences_of_image_files(photos, tmp_path):
+    """Names, inputs and reasons are those of the files, each prepared in its own way."""
+    cam, other = GradCAM(tiny(), "body"), Preprocess(37, 32, (0.4,) * 3, (0.3,) * 3)
+    (photos / "bad.png").write_text("none")
+    files = [ImageFiles(photos, PREPROCESS), ImageFiles(photos, other)]
+    tensors = TensorDataset(torch.stack([PREPROCESS(photos / "b.jpg")[0]]))
+    data = ConcatDataset([Subset(files[0], [3, 1]), tensors, Subset(Subset(files[1], torch.tensor([2, 0, 3])), [0, 1])])
+    maps = attribute_dataset(cam, data, tmp_path / "out", workers=0, store="fp32", shard_size=8)
+    assert maps.paths == ["more/c.png", "b.jpg", None, "a.png"] and maps.indices.tolist() == [0, 1, 2, 4]
+    assert [f["path"] for f in maps.failed] == ["bad.png"] and str(photos) not in maps.failed[0]["reason"]
+    x = [*(PREPROCESS(photos / name)[0] for name in ("more/c.png", "b.jpg")), tensors[0][0], other(photos / "a.png")[0]]
+    np.testing.assert_allclose(maps[:], cam(torch.stack(x)), rtol=0, atol=1e-6)
+    split = random_split(files[0], [3, 1], torch.Generator().manual_seed(0))[0]
+    maps = attribute_dataset(cam, split, tmp_path / "split", workers=0)
+    assert sorted([*maps.paths, *(f["path"] for f in maps.failed)]) == sorted(files[0].names[i] for i in split.indices)
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_where_the_folders_of_torchvision_lie_is_no_part_of_a_shard(part, tmp_path):
+    cam, held = GradCAM(tiny(), "body"), []
+    for place in ("here", "there"):
+        folder = saved(tmp_path / place, "a/1.png", "b/2.png")
+        (folder / "b/3.png").write_text("none")
+        data = ImageFolder(str(folder), transform=lambda image: PREPROCESS(image)[0])
+        data = Subset(data, [2, 0]) if part else data
+        maps = attribute_dataset(cam, data, tmp_path / f"{place} out", "label", workers=0)
+        assert maps.failed[0]["path"] == "b/3.png" and "a/1.png" in maps.paths
+        held.append([shard.path.read_bytes() for shard in maps.shards])
+    assert held[0] == held[1]
 
 
 def odd_ones(folder):

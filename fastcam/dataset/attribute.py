@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fastcam.batches import check_count
@@ -22,7 +23,7 @@ from fastcam.dataset.claims import Claims
 from fastcam.dataset.explaining import Explainer
 from fastcam.dataset.maps import Maps, open_maps
 from fastcam.dataset.shards import STORED
-from fastcam.dataset.sources import ImageFiles, check_dataset, loader, names_of
+from fastcam.dataset.sources import ImageFiles, check_dataset, loader, names_of, origin
 from fastcam.dataset.work import Plan, Worker
 from fastcam.fast.agreement import Agreement
 from fastcam.methods import BaseCAM
@@ -59,7 +60,7 @@ def attribute_dataset(
 
     cam            a method, bound to model and layers; the model stays where it is and as it is
     dataset        of PyTorch's kind, with a length: a sample is a tensor `(k, H, W)` as the model takes it, or it and
-                   its class; or `ImageFiles`. Samples may differ in size
+                   its class; or `ImageFiles`, or parts and sequences of either. Samples may differ in size
     out            a folder, new or of the same run: manifest.json, and shards/ with its .npz files
     targets        "predicted", "label" for the data set's own, a class index, or a callable from one image's output to
                    a scalar
@@ -97,6 +98,7 @@ def attribute_dataset(
         wanted = {
             **manifest.versions(),
             "device": explainer.device.type,
+            "precision": describing.described_precision(explainer.device),
             "model": _described_model(cam.model),
             "method": _described_method(cam, dataset, explainer, plan.workers),
             "targets": describing.plain(targets),
@@ -104,8 +106,7 @@ def attribute_dataset(
             **{"full": full, "store": store, "batch_size": plan.batch_size, "shard_size": plan.shard_size},
             "dataset": describing.described_dataset(dataset),
         }
-        manifest.agree(out, wanted, claims.token)
-        plan.run = manifest.run_of(manifest.read(out))
+        plan.run = manifest.agree(out, wanted, claims.token, _strays(plan))
         claims.tidy(out)
         claims.tidy(plan.folder)
         if retry_failed and rank == 0:
@@ -149,12 +150,13 @@ def _workers(given: int | None) -> int:
     return given
 
 
-def _inputs(dataset: Any, model: nn.Module, x: Tensor) -> Tensor:
-    """What the model takes, of what a data set holds; only files are turned into it, any other comes as it is."""
-    if not isinstance(dataset, ImageFiles):
+def _inputs(dataset: Any, model: nn.Module, x: Tensor, index: int) -> Tensor:
+    """What the model takes, of what a data set holds from an index on; only pixels of files are turned into it."""
+    of, _ = origin(dataset, index)
+    if not isinstance(of, ImageFiles) or of is not dataset and x.dtype != torch.uint8:  # a part may have done it
         return x
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    x = dataset.inputs(x)
+    x = of.inputs(x)
     return x if first is None else x.to(first.dtype)
 
 
@@ -173,8 +175,15 @@ def _described_method(cam: BaseCAM, dataset: Any, explainer: Explainer, workers:
         return found
     for batch in loader(dataset, ([i] for i in range(min(len(dataset), _PROBED))), min(1, workers), ahead=1):
         with suppress(Exception):  # the run will say it
-            return {**found, "layers": cam.layer_names(explainer.inputs(batch.groups[0].x.to(explainer.device)))}
+            x = explainer.inputs(batch.groups[0].x.to(explainer.device), batch.groups[0].indices[0])
+            return {**found, "layers": cam.layer_names(x)}
     return found
+
+
+def _strays(plan: Plan) -> list[str]:
+    """Shards behind the last one, of a run whose manifest is gone."""
+    there = sorted(path for path in plan.folder.glob("[0-9]*.npz") if path.stem.isdecimal())
+    return [path.name for path in there if int(path.stem) >= plan.shards]
 
 
 def _remove_failed(plan: Plan) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from fastcam.batches import check_count, free_memory, is_out_of_memory
 from fastcam.dataset.shards import Failure, Sample
 from fastcam.dataset.sources import Batch, said
+from fastcam.fast.agreement import random_state
 from fastcam.fast.calls import FastCalls, device_of
 from fastcam.inputs import inputs_of
 from fastcam.methods import BaseCAM
@@ -43,7 +46,7 @@ class Rows:
         if self.arrived is not None:
             self.arrived.synchronize()
 
-    def found(self, names: Sequence[str] | None) -> tuple[list[Sample], list[Failure]]:
+    def found(self, names: Sequence[str | None] | None) -> tuple[list[Sample], list[Failure]]:
         """Each image's, or that its map is not a number."""
         maps, records = [m.numpy() for m in self.maps], self.records.tolist()
         samples, failures = [], []
@@ -73,8 +76,8 @@ class Explainer:
 
     targets      "predicted", "label", a class index, or a callable from an image's output to a scalar
     full         finished maps at the image's size in place of each layer's signed low map
-    inputs       from what the data set holds to what the model takes, on the device
-    names        of the samples, for what is said of them
+    inputs       from what the data set holds from an index on to what the model takes, on the device
+    names        of the samples, for what is said of them; None for one that has none
     given_size   images at once, None for 16 on a CPU and 128 elsewhere; `batch_size` is halved when memory is short
     works        whether the model has taken an image; before, one that takes none of several is an error
     """
@@ -83,8 +86,8 @@ class Explainer:
     targets: str | int | Callable[[Any], Tensor]
     full: bool
     options: dict[str, Any]
-    inputs: Callable[[Tensor], Tensor]
-    names: Sequence[str] | None
+    inputs: Callable[[Tensor, int], Tensor]
+    names: Sequence[str | None] | None
     given_size: int | None = None
     works: bool = False
 
@@ -159,7 +162,8 @@ class Explainer:
     def _unless_it_fails(self, indices: list[int], labels: list[int], x: Tensor) -> Rows | str:
         """What is found for these images, or why not. Short memory makes batches smaller from here on."""
         try:
-            return self._rows(indices, labels, x)
+            with _seeded(indices[0], self.device):
+                return self._rows(indices, labels, x)
         except _OF_THE_DEVICE:
             raise
         except Exception as error:  # whatever a model raises
@@ -173,7 +177,7 @@ class Explainer:
 
     def _rows(self, indices: list[int], labels: list[int], x: Tensor) -> Rows:
         targets = self._targets(labels)
-        x = self.inputs(x)
+        x = self.inputs(x, indices[0])
         if self.full:
             maps = [self.cam.attribute(x, targets, complete=True, **self.options)]
         else:
@@ -196,6 +200,22 @@ class Explainer:
             rows.arrived = torch.cuda.Event()
             rows.arrived.record(torch.cuda.current_stream(self.device))
         return rows
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """What a method or a model draws depends on the samples alone; the user's random numbers stay as they are."""
+    restore = random_state(device)
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+    finally:
+        restore()
 
 
 def _steady(cam: BaseCAM) -> BaseCAM:

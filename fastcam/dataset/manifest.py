@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,16 +22,27 @@ def versions() -> dict[str, str]:
     return {"fastcam": fastcam.__version__, "torch": torch.__version__}
 
 
-def agree(out: Path, wanted: Mapping[str, Any], token: str) -> None:
-    """Write the manifest of a new folder, or compare it with the one that is there.
+def agree(out: Path, wanted: Mapping[str, Any], token: str, strays: Sequence[str] = ()) -> str:
+    """Write the manifest of a new folder, or compare it with the one that is there; what the run is known by.
 
-    ValueError that says what differs.
+    strays   shards that no run of this manifest has
+    ValueError that says what differs, or which shards are in the way.
     """
-    path = out / NAME
-    if path.exists() or not write_first(path, _json({"format": FORMAT, **wanted}), token):
-        differences = list(_differences(read(out), json.loads(json.dumps({"format": FORMAT, **wanted}))))
-        if differences:
-            raise ValueError(f"{out} holds another run's maps: choose another folder\n  " + "\n  ".join(differences))
+    path, here = out / NAME, json.loads(json.dumps({"format": FORMAT, **wanted}))
+    if path.exists():
+        _compare(out, here)
+    if strays:
+        found = f"{strays[0]} to {strays[-1]}" if len(strays) > 1 else strays[0]
+        raise ValueError(f"{out} holds another run's shards, {found}: remove these files, or choose another folder")
+    if not path.exists():
+        write_first(path, _json(here), token)
+        _compare(out, here)  # without links, one that starts at the same time may have written another
+    return run_of(here)
+
+
+def _compare(out: Path, here: Mapping[str, Any]) -> None:
+    if differences := list(_differences(read(out), here)):
+        raise ValueError(f"{out} holds another run's maps: choose another folder\n  " + "\n  ".join(differences))
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -70,5 +81,5 @@ def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         for key in [*there, *(k for k in here if k not in there)]:
             if name or key != _RESULT:
                 yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
-    elif there != here:
-        yield f"{name}: {json.dumps(there)} there, {json.dumps(here)} now"
+    elif (was := json.dumps(there)) != (now := json.dumps(here)):  # as texts, of which NaN equals NaN
+        yield f"{name}: {was} there, {now} now"

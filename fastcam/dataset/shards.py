@@ -68,7 +68,7 @@ class Shard:
     def is_full(self) -> bool:
         return len(self) == self.stop - self.start
 
-    def write(self, file: BinaryIO, store: str, paths: Mapping[int, str]) -> None:
+    def write(self, file: BinaryIO, store: str, paths: Mapping[int, str | None]) -> None:
         """Into a file; the same samples give the same bytes."""
         samples = sorted(self.samples, key=lambda s: s.index)
         failures = [vars(f) for f in sorted(self.failures, key=lambda f: f.index)]

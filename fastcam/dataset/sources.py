@@ -6,14 +6,16 @@ import errno
 import operator
 import os
 import signal
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 from fastcam.dataset.describing import fingerprint, listed_samples, plain, without_addresses
 from fastcam.dataset.shards import Failure
@@ -120,12 +122,31 @@ def check_dataset(dataset: Any) -> int:
     return len(dataset)
 
 
-def names_of(dataset: Any) -> Sequence[str] | None:
+def names_of(dataset: Any) -> Sequence[str | None] | None:
     """The path of each sample, if the data set tells."""
     if isinstance(dataset, ImageFiles):
         return dataset.names
-    listed = listed_samples(dataset)
-    return None if listed is None else [name for name, *_ in listed]
+    if isinstance(dataset, Subset):
+        whole = names_of(dataset.dataset)
+        return None if whole is None else [whole[i] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts: list[Any] = [*dataset.datasets]
+        found = [names_of(part) for part in parts]
+        listed = [name for names, part in zip(found, parts, strict=True) for name in names or [None] * len(part)]
+        return listed if any(listed) else None
+    samples = listed_samples(dataset)
+    return None if samples is None else [name for name, *_ in samples]
+
+
+def origin(dataset: Any, index: int) -> tuple[Any, int]:
+    """The data set that a sample is of, and its index there, below parts and sequences of data sets."""
+    while isinstance(dataset, Subset | ConcatDataset):
+        if isinstance(dataset, Subset):
+            dataset, index = dataset.dataset, int(dataset.indices[index])
+        else:
+            part = bisect_right(dataset.cumulative_sizes, index)
+            dataset, index = dataset.datasets[part], index - [0, *dataset.cumulative_sizes][part]
+    return dataset, index
 
 
 @dataclass
@@ -169,8 +190,9 @@ class _Readable(Dataset[Any]):
             if _is_of_storage(error):
                 raise
             name, reason = self.names[index] if self.names else None, said(error)
-            if isinstance(self.dataset, ImageFiles) and name is not None:  # where the files lie is not part of it
-                path = str(self.dataset.paths[index])
+            if name is not None:  # where the files lie is not part of it
+                of, place = origin(self.dataset, index)
+                path = str(of.paths[place] if isinstance(of, ImageFiles) else of.samples[place][0])
                 reason = reason.replace(path, name).replace(repr(path)[1:-1], repr(name)[1:-1])
             return index, Failure(index, name, reason)
 
@@ -189,7 +211,8 @@ def said(error: Exception) -> str:
     return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
 
 
-def _collated(items: Sequence[tuple[int, Any]]) -> Batch:
+def _collated(dataset: Any, items: Sequence[tuple[int, Any]]) -> Batch:
+    """Samples of one shape that become inputs in one way are a group."""
     groups: dict[Any, tuple[list[int], list[int], list[Tensor]]] = {}
     failures = []
     for index, item in items:
@@ -200,7 +223,9 @@ def _collated(items: Sequence[tuple[int, Any]]) -> Batch:
         if not isinstance(x, Tensor):
             got = f"{type(x).__name__}{' of ' + str(len(x)) if isinstance(x, tuple | list | Mapping) else ''}"
             raise TypeError(f"a sample of the data set must be a tensor (k, H, W), or it and its class, got {got}")
-        indices, labels, xs = groups.setdefault((x.shape, x.dtype), ([], [], []))
+        of, _ = origin(dataset, index)
+        way = repr(of.preprocess) if isinstance(of, ImageFiles) else None
+        indices, labels, xs = groups.setdefault((x.shape, x.dtype, way), ([], [], []))
         indices.append(index)
         labels.append(_class_of(label))
         xs.append(x.detach())  # one that wants a gradient cannot leave a worker process
@@ -225,7 +250,7 @@ def loader(
         batch_sampler=batches,
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
-        collate_fn=_collated,
+        collate_fn=partial(_collated, dataset),
         pin_memory=pin,
         worker_init_fn=_left_to_the_parent if workers else None,
         generator=torch.Generator(),  # the user's random numbers stay as they are

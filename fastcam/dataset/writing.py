@@ -22,7 +22,7 @@ _WAITING = 4  # batches that may wait to be written
 class Writer:
     """Writes, in a thread of its own, each shard whose batches were all `put`, and releases its claim."""
 
-    def __init__(self, plan: Plan, names: Sequence[str] | None, claims: Claims, stages: Stages) -> None:
+    def __init__(self, plan: Plan, names: Sequence[str | None] | None, claims: Claims, stages: Stages) -> None:
         self.plan, self.names, self.claims, self.stages = plan, names, claims, stages
         self._queue: queue.Queue[tuple[int, Explained, bool] | None] = queue.Queue(_WAITING)
         self._error: BaseException | None = None

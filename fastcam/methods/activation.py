@@ -137,7 +137,8 @@ class RandomCAM(ActivationCAM):
     w_c ~ U(-1, 1),  map = sum_c w_c A_c
 
     The weights `(B, C)` of each target layer are drawn from numpy's global generator, as in pytorch-grad-cam: seed it
-    by `np.random.seed`. Targets do not matter.
+    by `np.random.seed`; `attribute_dataset` does so for each batch, by the index of its first sample. Targets do not
+    matter.
     """
 
     def low_map(self, A: Tensor, eigen_smooth: bool) -> Tensor:
