@@ -13,9 +13,9 @@ import pytest
 
 from fastcam.dataset import claims as claiming
 from fastcam.dataset.claims import Claims
-from fastcam.dataset.whole_files import temporary_name
+from fastcam.dataset.whole_files import temporary_name, write_whole
 
-from forked import explained
+from forked import data, explained
 
 
 def gone_process():
@@ -173,6 +173,53 @@ def test_a_worker_that_was_taken_for_lost_goes_on(tmp_path):
         paused.release("0")
         assert paused.take("1")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("own, of_the_other", [(60.0, 20.0), (20.0, 60.0)])
+def test_a_worker_is_lost_after_the_time_that_it_was_given(own, of_the_other, tmp_path):
+    with Claims(tmp_path, own) as one, Claims(tmp_path, of_the_other) as other:
+        assert one.take("0")
+        age(tmp_path / f"{one.token}.alive")
+        assert other.take("0") == (own < 31)
+
+
+def test_a_worker_that_paused_amid_a_write_writes_again(tmp_path):
+    path, tidied = tmp_path / "a.npz", []
+    with Claims(tmp_path / "claims", 30.0) as paused, Claims(tmp_path / "claims", 30.0) as other:
+
+        def write(file):
+            file.write(b"whole")
+            if not tidied:
+                age(*(tmp_path / "claims").iterdir())
+                other.tidy(tmp_path)
+                tidied.append(not temporary_name(path, paused.token).exists())
+
+        write_whole(path, write, paused.token)
+    assert tidied == [True] and path.read_bytes() == b"whole" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_worker_that_paused_as_it_claimed_goes_on(pair, monkeypatch):
+    link = os.link
+
+    def late_link(aside, path):
+        monkeypatch.setattr(os, "link", link)
+        aside.unlink()
+        link(aside, path)
+
+    monkeypatch.setattr(os, "link", late_link)
+    one, other = pair
+    assert one.take("0") and not other.take("0")
+
+
+def test_what_a_worker_left_that_was_killed_meanwhile_is_removed(tmp_path):
+    class Watched(list):
+        def __getitem__(self, index):
+            temporary_name(tmp_path / "manifest.json", f"{claiming._host()}-{gone}-00").write_text("half")
+            return super().__getitem__(index)
+
+    gone = gone_process()
+    explained(tmp_path, Watched(data().tensors[0]))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "shards"]
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -66,6 +66,12 @@ def test_a_model_that_takes_nothing_stops_the_run(tmp_path):
     assert [*contents(tmp_path)] == ["manifest.json"]
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_run_may_begin_with_images_that_are_all_rejected(batch_size, tmp_path):
+    maps = explained(tmp_path, with_first_pixel(9.0, *range(9)), net(Choosy), batch_size=batch_size)
+    assert [f["index"] for f in maps.failed] == [*range(9)] and maps.indices.tolist() == [*range(9, 14)]
+
+
 def test_a_run_goes_on_at_images_that_are_all_rejected(tmp_path):
     dataset, model = with_first_pixel(9.0, 4, 5, 6, 7), net(Choosy)
     explained(tmp_path, dataset, model)
@@ -112,17 +118,20 @@ def test_the_model_is_what_it_was(broken, tmp_path):
 
 
 class OnSomeDisk:
-    """Samples of which some cannot be read as long as the disk is away."""
+    """Samples of which some cannot be read, each for a reason of its own, as long as the disk is away."""
 
-    def __init__(self, error):
-        self.samples_of, self.error, self._away = data(), error, True
+    def __init__(self, error, *places):
+        self.samples_of = data()
+        self._errors = dict.fromkeys(places or range(7, 14), error)
+        self._read = []
 
     def __len__(self):
         return len(self.samples_of)
 
     def __getitem__(self, index):
-        if self._away and index > 6:
-            raise self.error
+        self._read.append(index)
+        if index in self._errors:
+            raise self._errors[index]
         return self.samples_of[index]
 
 
@@ -131,33 +140,57 @@ def test_a_disk_that_fails_is_no_samples_fault(error, tmp_path):
     disk = OnSomeDisk(error)
     with pytest.raises(type(error)):
         explained(tmp_path / "a", disk, shard_size=4)
-    disk._away = False
+    disk._errors.clear()
     maps = explained(tmp_path / "a", disk, shard_size=4)
     assert maps.complete and not maps.failed and len(maps) == len(disk)
 
 
-def test_what_failed_is_tried_again_when_asked(tmp_path):
+def test_what_failed_is_tried_again_when_asked(tmp_path, monkeypatch):
     disk = OnSomeDisk(ValueError("no picture"))
     assert len(explained(tmp_path / "a", disk, shard_size=4).failed) == len(disk) - 7
-    disk._away = False
+    disk._errors.clear()
     assert len(explained(tmp_path / "a", disk, shard_size=4).failed) == len(disk) - 7
+    monkeypatch.setenv("RANK", "5")  # of how many is not said
     maps = explained(tmp_path / "a", disk, shard_size=4, retry_failed=True)
     assert not maps.failed and not maps.manifest["result"]["failed"] and len(maps) == len(disk)
+    explained(tmp_path / "b", disk, shard_size=4)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_retry_loses_nothing_and_makes_each_shard_once(tmp_path):
+    """Stopped, another goes on: a shard whose samples failed again is done all the same."""
+    disk = OnSomeDisk(ValueError("no picture"), 1, 5, 9)
+    explained(tmp_path, disk)
+    before = contents(tmp_path)
+    disk._errors |= {8: OSError(errno.EIO, "Input/output error")}
+    with pytest.raises(OSError, match="Input/output error"):
+        explained(tmp_path, disk, retry_failed=True)
+    assert contents(tmp_path).items() > before.items(), "the shards from before are there"
+    del disk._errors[8], disk._errors[9]
+    for again in [range(8, 12), range(8)]:
+        disk._read.clear()
+        maps = explained(tmp_path, disk, retry_failed=True)
+        assert disk._read == [*again] and [f["index"] for f in maps.failed] == [1, 5]
+    assert [*contents(tmp_path)] == [*before]
 
 
 def test_one_large_image_does_not_make_the_batches_of_others_smaller(tmp_path):
     images, _ = data().tensors
     large = torch.rand(1, *images.shape[2:]).expand(images.shape[1], -1, -1).repeat(1, 3, 3)
+    passes = []
 
     class Narrow(Net):
         def forward(self, x):
+            passes.append(len(x))
             if x.shape[-1] > images.shape[-1]:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return super().forward(x)
 
-    maps = explained(tmp_path / "a", [*images[:8], large], model=net(Narrow), batch_size=4, shard_size=9)
-    assert [f["index"] for f in maps.failed] == [8] and "out of memory" in maps.failed[0]["reason"]
-    assert maps.manifest["result"]["batch_size"] == 4
+    dataset = [*images[:2], large, large, *images[2:8]]
+    maps = explained(tmp_path / "a", dataset, model=net(Narrow), batch_size=4, shard_size=4)
+    assert [f["index"] for f in maps.failed] == [2, 3] and "out of memory" in maps.failed[0]["reason"]
+    assert [shard.meta["batch_size"] for shard in maps.shards] == [1, 4, 4]
+    assert passes == [2, 2, 1, 1, 4, 2]
 
 
 class Listing(Net):

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -303,3 +304,38 @@ def test_a_disk_that_can_only_be_read(disk, photos, capsys):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     assert main(run_arguments(photos, disk)) == 2
     assert f"output folder {disk} cannot be written: Read-only file system" in capsys.readouterr().err
+
+
+def unread(monkeypatch, *names):
+    """Standard streams are pipes whose reader has gone."""
+    for name in names:
+        reader, writer = os.pipe()
+        os.close(reader)
+        monkeypatch.setattr(sys, name, os.fdopen(writer, "w"))
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_run_of_which_nobody_reads_what_it_says_goes_on(status, photos, tmp_path, monkeypatch):
+    if status:
+        (photos / "99.png").write_text("none")
+    """The start of a reader flushes both streams."""
+    with monkeypatch.context() as patch:
+        unread(patch, "stdout", "stderr")
+        assert main(run_arguments(photos, tmp_path / "out", "--workers", 1)) == status
+    assert open_maps(tmp_path / "out").complete
+
+
+def test_a_command_whose_output_nobody_reads_is_no_success(monkeypatch):
+    with monkeypatch.context() as patch:
+        unread(patch, "stdout")
+        assert main(["layers", "--model", "forked:net", "--size", "12", "--device", "cpu"]) == 141
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyError("of a model"), BrokenPipeError(errno.EPIPE, "Broken pipe")])
+def test_a_run_that_stops_has_not_the_status_of_one_that_ends(error, photos, tmp_path, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise error
+
+    monkeypatch.setattr("fastcam.dataset.attribute.attribute_dataset", stopped)
+    assert main(run_arguments(photos, tmp_path / "out")) == 2
+    assert (str(error) or "MemoryError") in capsys.readouterr().err

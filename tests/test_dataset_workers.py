@@ -98,10 +98,10 @@ def test_two_workers_share_the_work_and_do_nothing_twice(processes, photos, alon
     assert sum(map(int, seen.read_text().split())) == IMAGES
 
 
-def hung(processes, photos, folder):
+def hung(processes, photos, folder, *more):
     """A worker amid its first shard."""
     (folder / "gate").touch()
-    worker = start(processes, photos, folder, log="hung", GATE=folder / "gate", SEEN=folder / "seen")
+    worker = start(processes, photos, folder, *more, log="hung", GATE=folder / "gate", SEEN=folder / "seen")
     until(lambda: passes(folder) == 2)
     assert f"-{worker}-" in (folder / "out/claims/0.claim").read_text()
     return worker
@@ -120,9 +120,9 @@ def test_a_killed_worker_is_replaced_by_the_other(processes, photos, alone, tmp_
 
 def test_a_worker_that_pauses_is_replaced_and_does_no_harm_when_it_goes_on(processes, photos, alone, tmp_path):
     """As one of another machine that is cut off: nothing but its heartbeat says that it is lost."""
-    first = hung(processes, photos, tmp_path)
+    first = hung(processes, photos, tmp_path, "--claim-expiry", 0.4)
     os.kill(first, signal.SIGSTOP)
-    assert processes.wait(start(processes, photos, tmp_path, "--claim-expiry", 0.4)) == 0
+    assert processes.wait(start(processes, photos, tmp_path, "--claim-expiry", 2)) == 0
     assert contents(tmp_path / "out") == alone
     (tmp_path / "gate").unlink()
     os.kill(first, signal.SIGCONT)

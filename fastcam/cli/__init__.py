@@ -4,36 +4,57 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 import fastcam
 from fastcam.cli import demo, explain, inside, layers, report, run
 from fastcam.cli.arguments import complain
+from fastcam.streams import hush
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; status 0, 1 if some images failed, 2 for a wrong argument or full disk, 130 for Ctrl-C."""
+    """Run the command; its status.
+
+    0, 1 if it went on without some images, 2 if something stopped it, a wrong argument or a full disk say, 130 for
+    Ctrl-C, and 141, as of any command, if nobody reads what it prints.
+    """
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
         try:
-            return options.run(options)
-        except BrokenPipeError:  # of `| head`
-            sys.stdout = None  # nothing is flushed into it any more
-            return 0
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
-            complain(error)
-            return 2
-        except Exception as error:
-            given = ", ".join(f"{name}={value!r}" for name, value in getattr(options, "option", []))
-            if not given and not isinstance(error, TypeError):  # nothing that was given explains it
-                raise
-            complain(f"{type(error).__name__}: {error}; is an option wrong? -o {given}" if given else error)
-            return 2
-        except KeyboardInterrupt:
-            complain("interrupted; what was written so far is complete")
-            return 130
+            return _status(options)
+        finally:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                with suppress(OSError):
+                    hush(stream)  # or Python fails as it ends
+
+
+def _status(options: argparse.Namespace) -> int:
+    try:
+        status = options.run(options)
+        print(end="", flush=True)
+        return status
+    except BrokenPipeError as error:
+        try:
+            print(flush=True)
+        except BrokenPipeError:  # `| head` has seen enough
+            return 141
+        complain(error)
+        return 2
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        complain(error)
+        return 2
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in getattr(options, "option", []))
+        text = error if isinstance(error, TypeError) else traceback.format_exc()
+        complain(f"{type(error).__name__}: {error}; is an option wrong? -o {given}" if given else text)
+        return 2
+    except KeyboardInterrupt:
+        complain("interrupted; what was written so far is complete")
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastcam.streams import WhileRead
+
 if TYPE_CHECKING:
     from fastcam.images import Preprocess
     from fastcam.models import Loaded
@@ -118,8 +120,15 @@ def keep_apart(options: argparse.Namespace, paths: Sequence[Path], files: Iterab
 
 
 def complain(error: object) -> None:
-    """Say it on stderr, whatever characters a file name has."""
-    print(f"fastcam: {error}".encode(errors="replace").decode(), file=sys.stderr)
+    """Say it on stderr, whatever characters a file name has; that nobody reads it stops nothing."""
+    if sys.stderr is not None:
+        print(f"fastcam: {error}".encode(errors="replace").decode(), file=WhileRead(sys.stderr))
+
+
+def say(text: object) -> None:
+    """Print what came of the work, which is done even if nobody reads it."""
+    if sys.stdout is not None:
+        print(text, file=WhileRead(sys.stdout))
 
 
 def make_folder(folder: Path) -> None:

@@ -25,6 +25,7 @@ from fastcam.cli.arguments import (
     optimized,
     option_argument,
     positive,
+    say,
 )
 from fastcam.cli.explain import made
 
@@ -54,7 +55,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--batch-size", type=positive, help="images at once; default: 16 on a CPU, 128 elsewhere")
     parser.add_argument("--shard-size", type=positive, default=512, help="images in a file; default: 512")
     parser.add_argument("--workers", type=_count, help="processes that decode; default: a core each, up to 8")
-    text = "seconds without a sign after which a worker on another machine counts as lost; default: 60"
+    text = "seconds without a sign after which this process counts as lost to other machines; default: 60"
     parser.add_argument("--claim-expiry", type=float, default=60.0, metavar="SECONDS", help=text)
     text = "make shards again in which samples failed, after their cause is gone"
     parser.add_argument("--retry-failed", action="store_true", help=text)
@@ -91,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
     if not first:  # under torchrun one of them says it
         return 0
     if agreement := maps.manifest["result"].get("agreement"):
-        print(Agreement(**agreement))
+        say(Agreement(**agreement))
     return _told(maps, len(images), options.out)
 
 
@@ -101,7 +102,7 @@ def _told(maps: Any, total: int, out: Path) -> int:
         reason = failure["reason"]
         complain(reason if failure["path"] in reason else f"{failure['path']}: {reason}")
     failed = f"; {len(maps.failed)} failed, see {out / 'manifest.json'}" if maps.failed else ""
-    print(f"explained {len(maps)} of {total} images into {out}{failed}")
+    say(f"explained {len(maps)} of {total} images into {out}{failed}")
     return 1 if maps.failed else 0
 
 
@@ -112,7 +113,7 @@ def _export(options: argparse.Namespace) -> int:
     if not maps.complete:
         complain(f"warning: {options.out} is not complete, {len(maps)} images are there")
     maps.export(options.file, options.size)
-    print(f"wrote {len(maps)} maps to {options.file}")
+    say(f"wrote {len(maps)} maps to {options.file}")
     return 0
 
 

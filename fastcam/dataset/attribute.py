@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.batches import check_count
-from fastcam.dataset import describing, manifest
+from fastcam.dataset import describing, manifest, retrying
 from fastcam.dataset.claims import Claims
 from fastcam.dataset.explaining import Explainer
 from fastcam.dataset.maps import Maps, open_maps
@@ -27,6 +27,7 @@ from fastcam.dataset.sources import ImageFiles, check_dataset, loader, names_of,
 from fastcam.dataset.work import Plan, Worker
 from fastcam.fast.agreement import Agreement
 from fastcam.methods import BaseCAM
+from fastcam.streams import WhileRead
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PROBED = 16  # samples, for the layer
@@ -71,12 +72,12 @@ def attribute_dataset(
     batch_size     images at once; None for 16 on a CPU, 128 elsewhere. Batches do not cross shards
     shard_size     samples of a shard, which is what a kill loses at most, besides those begun
     workers        processes that read and decode; None for what the cores allow, 0 for none
-    retry_failed   make again what holds samples without a map, after their cause is gone
-    claim_expiry   seconds without a sign after which another machine's worker counts as lost
+    retry_failed   make again the shards with samples without a map, after their cause is gone; they stay until then
+    claim_expiry   seconds without a sign after which this worker counts as lost to those of other machines
     progress       show a bar on stderr, with images a second, the time left and the slowest stage
     Returns the maps, as `open_maps(out)`.
     Raises ValueError if the folder holds another run's maps, saying what differs; OSError if the disk is full: the same
-    call goes on later; RuntimeError if the model takes none of the first images.
+    call goes on later; RuntimeError if the model takes none of the first images, nor of some others.
 
     >>> import fastcam, tempfile, torch
     >>> data = torch.utils.data.TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3)
@@ -87,7 +88,7 @@ def attribute_dataset(
     """
     out, samples = Path(out), check_dataset(dataset)
     _check(cam, targets, store, full, aug_smooth, dataset)
-    rank, of = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank, of = int(os.environ.get("RANK", "0")), max(1, int(os.environ.get("WORLD_SIZE", "1")))
     options = {"eigen_smooth": eigen_smooth, **({"aug_smooth": True} if aug_smooth else {})}
     targets = targets if isinstance(targets, str) or callable(targets) else operator.index(targets)
     inputs = partial(_inputs, dataset, cam.model)
@@ -107,10 +108,9 @@ def attribute_dataset(
             "dataset": describing.described_dataset(dataset),
         }
         plan.run = manifest.agree(out, wanted, claims.token, _strays(plan))
-        claims.tidy(out)
-        claims.tidy(plan.folder)
-        if retry_failed and rank == 0:
-            _remove_failed(plan)
+        claims.tidy(out, plan.folder)
+        if retry_failed:
+            plan.again = retrying.to_make_again(plan, claims.token)
         with _Bar(samples, progress) as bar:
             try:
                 Worker(plan, dataset, explainer, claims, rank, of, bar.told).work()
@@ -121,8 +121,10 @@ def attribute_dataset(
                     hint = "the disk is full; what is written is whole, and the same call goes on from there"
                     raise OSError(error.errno, hint, str(out)) from error
                 raise
+        if retry_failed:
+            (out / retrying.NAME).unlink(missing_ok=True)
         _add_result(plan, claims, explainer.cam)
-        claims.tidy(plan.folder)
+        claims.tidy(out, plan.folder)
     return open_maps(out)
 
 
@@ -186,13 +188,6 @@ def _strays(plan: Plan) -> list[str]:
     return [path.name for path in there if int(path.stem) >= plan.shards]
 
 
-def _remove_failed(plan: Plan) -> None:
-    for number in range(plan.shards):
-        shard = plan.stored(number)
-        if shard is not None and shard.meta["failed"]:
-            shard.path.unlink(missing_ok=True)
-
-
 def _add_result(plan: Plan, claims: Claims, cam: BaseCAM, patient: bool = True) -> None:
     """Say in the manifest how far it has come. One that has finished waits for others that say it."""
     while not claims.take(_RESULT):
@@ -247,7 +242,12 @@ class _Bar:
         if self._bar is None:
             often = 0.1 if sys.stderr.isatty() else 30.0
             self._bar = tqdm(
-                total=self._total, initial=images, unit="image", disable=not self._shown, mininterval=often
+                total=self._total,
+                initial=images,
+                unit="image",
+                disable=not self._shown,
+                mininterval=often,
+                file=WhileRead(sys.stderr),
             )
             return
         self._bar.set_postfix_str(state, refresh=False)

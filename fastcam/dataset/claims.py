@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 import socket
@@ -19,17 +20,18 @@ _BEATS = 4  # heartbeats in the time after which a silent worker counts as lost
 class Claims:
     """The claims of one worker, as long as this block lasts.
 
-    The worker touches a file of its own, its heartbeat. A claim of one whose heartbeat is older than `expiry` seconds,
-    by the clock of the file system, is anyone's, as is at once that of a process of this machine that is gone. Two
-    workers on one shard, after a pause of the first, do no harm: they write the same bytes under the same name.
+    The worker touches a file of its own, its heartbeat. A claim of one whose heartbeat is older than its own `expiry`
+    seconds, which its token tells, by the clock of the file system, is anyone's, as is at once that of a process of
+    this machine that is gone. Two workers on one shard, after a pause of the first, do no harm: they write the same
+    bytes under the same name.
     """
 
     def __init__(self, folder: Path, expiry: float = 60.0) -> None:
         """The folder of the claims, made if need be; what it is for is the caller's."""
-        if not expiry > 0:
-            raise ValueError(f"claim_expiry must be more than 0 seconds, got {expiry}")
+        if not 0 < expiry < math.inf:
+            raise ValueError(f"claim_expiry must be more than 0 seconds and finite, got {expiry}")
         self.folder, self.expiry = folder, expiry
-        self.token = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.token = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}_{math.ceil(1000 * expiry)}"
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -73,18 +75,21 @@ class Claims:
         """Whether the worker of this token has stopped without a word."""
         host, _, process = token.rpartition("-")[0].rpartition("-")
         gone = host == _host() and process.isdecimal() and not _runs(int(process))
-        return gone or self._silent(self._heartbeat(token))
+        _, _, thousandths = token.rpartition("_")
+        expiry = int(thousandths) / 1000 if thousandths.isdecimal() else self.expiry
+        return gone or self._silent(self._heartbeat(token), expiry)
 
-    def tidy(self, folder: Path) -> None:
-        """Remove the heartbeats and claims of lost workers, and what they left unfinished in a folder."""
+    def tidy(self, *folders: Path) -> None:
+        """Remove the heartbeats and claims of lost workers, and what they left unfinished in these folders."""
         for heartbeat in list(self.folder.glob("*.alive")):
             if self.is_lost(heartbeat.stem):
                 heartbeat.unlink(missing_ok=True)
         for claim in list(self.folder.glob("*.claim")):
             self._taken_from_lost(claim)
-        aside = [(path, path.suffix[1:]) for path in self.folder.glob("*.claim.*")]
-        unfinished = [(path, path.name.split(".")[-2]) for path in folder.glob(f".*.*-*-*{TEMPORARY}")]
-        for path, token in aside + unfinished:
+        left = [(path, path.suffix[1:]) for path in self.folder.glob("*.claim.*")]
+        for folder in folders:
+            left += [(path, path.name.split(".")[-2]) for path in folder.glob(f".*.*-*-*{TEMPORARY}")]
+        for path, token in left:
             if self.is_lost(token):
                 path.unlink(missing_ok=True)
 
@@ -94,7 +99,7 @@ class Claims:
         try:
             aside.write_text(self.token)
             os.link(aside, path)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # or it was taken for lost, paused here, and tidied
             return False
         except OSError:
             if not aside.exists() or aside.read_text() != self.token:  # a full disk
@@ -122,7 +127,7 @@ class Claims:
         owner = _owner(path)
         if owner is None:
             return True  # released in the meantime
-        if not (self.is_lost(owner) if owner else self._silent(path)):  # without an owner: it is being written
+        if not (self.is_lost(owner) if owner else self._silent(path, self.expiry)):  # without one: being written
             return False
         aside = self._aside(path)
         try:
@@ -132,12 +137,12 @@ class Claims:
         if _owner(aside) != owner:  # the claim of one that was faster
             with suppress(OSError):
                 os.link(aside, path)
-            aside.unlink()
+            aside.unlink(missing_ok=True)
             return False
-        aside.unlink()
+        aside.unlink(missing_ok=True)
         return True
 
-    def _silent(self, path: Path) -> bool:
+    def _silent(self, path: Path, expiry: float) -> bool:
         try:
             last = _touched(path)
         except FileNotFoundError:
@@ -145,7 +150,7 @@ class Claims:
         except OSError:  # of a network's file system, for a moment
             return False
         self._beat()
-        return _touched(self._heartbeat(self.token)) - last > self.expiry
+        return _touched(self._heartbeat(self.token)) - last > expiry
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(self.expiry / _BEATS):

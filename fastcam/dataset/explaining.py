@@ -78,8 +78,9 @@ class Explainer:
     full         finished maps at the image's size in place of each layer's signed low map
     inputs       from what the data set holds from an index on to what the model takes, on the device
     names        of the samples, for what is said of them; None for one that has none
-    given_size   images at once, None for 16 on a CPU and 128 elsewhere; `batch_size` is halved when memory is short
+    given_size   images at once, None for 16 on a CPU and 128 elsewhere; fewer of a shape for which memory was short
     works        whether the model has taken an image; before, one that takes none of several is an error
+    spread       reads a few samples from everywhere, one a batch: a model that takes none of these either is wrong
     """
 
     cam: BaseCAM
@@ -90,10 +91,12 @@ class Explainer:
     names: Sequence[str | None] | None
     given_size: int | None = None
     works: bool = False
+    spread: Callable[[], Iterable[Batch]] = tuple
 
     def __post_init__(self) -> None:
         self.cam = _steady(self.cam)
         self._rejected = 0
+        self._sizes: dict[Any, int] = {}  # for which memory suffices, by the images' shape and type
         self.device = device_of(self.cam.model)
         size = _BATCH.get(self.device.type, 128) if self.given_size is None else self.given_size
         self.batch_size = check_count("batch_size", size)
@@ -127,7 +130,7 @@ class Explainer:
     def explain(self, batch: Batch, copies: Sequence[Tensor]) -> Explained:
         """Maps and records of a batch; images that the model rejects are found one by one.
 
-        RuntimeError if it rejects all of the first images: then not they are to blame.
+        RuntimeError if it rejects all of the first images, and others too: then not they are to blame.
         """
         rows: list[Rows] = []
         failures = list(batch.failures)
@@ -137,16 +140,27 @@ class Explainer:
         self._rejected += sum(failure.reason != _NO_LABEL for failure in failures[begin:])
         self.works = self.works or bool(rows)
         if self._rejected > 1 and not self.works:
-            raise RuntimeError(f"the model takes none of the first {self._rejected} images: {failures[-1].reason}")
-        return Explained(rows, failures, self.batch_size)
+            self.works = any(map(self._takes, self.spread()))
+            if not self.works:
+                raise RuntimeError(f"the model takes none of the first {self._rejected} images: {failures[-1].reason}")
+        return Explained(rows, failures, min(map(self._size, copies), default=self.batch_size))
+
+    def _takes(self, batch: Batch) -> bool:
+        """Whether the model takes an image of a batch."""
+        groups = ((g.indices, g.labels, g.x.to(self.device)) for g in batch.groups)
+        return any(isinstance(self._unless_it_fails(*group), Rows) for group in groups)
+
+    def _size(self, x: Tensor) -> int:
+        """How many images like these at once."""
+        return self._sizes.get((x.shape[1:], x.dtype), self.batch_size)
 
     def _in_parts(self, indices: list[int], labels: list[int], x: Tensor, failures: list[Failure]) -> list[Rows]:
         found = []
         parts = [(0, len(indices))]
         while parts:
             start, stop = parts.pop(0)
-            if stop - start > self.batch_size:
-                parts = [(i, min(i + self.batch_size, stop)) for i in range(start, stop, self.batch_size)] + parts
+            if stop - start > (size := self._size(x)):
+                parts = [(i, min(i + size, stop)) for i in range(start, stop, size)] + parts
                 continue
             answer = self._unless_it_fails(indices[start:stop], labels[start:stop], x[start:stop])
             if isinstance(answer, Rows):
@@ -160,7 +174,7 @@ class Explainer:
         return found
 
     def _unless_it_fails(self, indices: list[int], labels: list[int], x: Tensor) -> Rows | str:
-        """What is found for these images, or why not. Short memory makes batches smaller from here on."""
+        """What is found for these images, or why not. Short memory makes batches of this shape smaller from here on."""
         try:
             with _seeded(indices[0], self.device):
                 return self._rows(indices, labels, x)
@@ -172,7 +186,7 @@ class Explainer:
         if short:
             free_memory()
         if short and len(indices) > 1:
-            self.batch_size = len(indices) // 2
+            self._sizes[x.shape[1:], x.dtype] = len(indices) // 2
         return reason
 
     def _rows(self, indices: list[int], labels: list[int], x: Tensor) -> Rows:

@@ -17,12 +17,16 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], token: str) -> 
     token   the writer's own, so that two that write the same file keep apart
     Raises OSError, a full disk's too, and leaves nothing behind then.
     """
-    temporary = _written(path, write, token)
-    try:
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    while True:
+        temporary = _written(path, write, token)
+        try:
+            os.replace(temporary, path)
+            break
+        except FileNotFoundError:  # another worker took this one, which paused, for lost, and tidied
+            continue
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     _flush_folder(path.parent)
 
 

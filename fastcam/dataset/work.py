@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from fastcam.dataset.writing import Writer
 
 _LOOKS = 10.0  # seconds between two looks at what others have done
 _POLLS = 10  # in the time after which a lost worker's shards are taken over
+_SPREAD = 15  # parts of a data set, whose ends are looked at before a model counts as wrong
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Plan:
     shard_size   samples of a shard; the last one has what is left
     workers      processes that read
     run          what the manifest is known by
+    again        shards that are there and are to be made again, and when they were made; see `retrying`
     """
 
     out: Path
@@ -36,6 +39,7 @@ class Plan:
     store: str
     workers: int
     run: str = ""
+    again: dict[int, int] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -61,7 +65,17 @@ class Plan:
         place = (found.meta["shard"], found.meta["start"], found.meta["stop"], found.meta.get("run"))
         return found if place == (shard.number, shard.start, shard.stop, shard.run) else None
 
+    def made(self, number: int) -> int | None:
+        """When the file of the shard was written; None if there is none."""
+        try:
+            with open(self.path(number), "rb") as file:  # a network's file system then asks its server
+                return os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return None
+
     def is_done(self, number: int) -> bool:
+        if number in self.again and self.made(number) == self.again[number]:
+            return False
         return self.stored(number) is not None
 
 
@@ -84,12 +98,14 @@ class Worker:
 
     def work(self) -> None:
         """Raises what the writer met, a full disk say, and what is wrong with the model or the data set as a whole."""
-        first = self.plan.shards * self.rank // self.of
+        first = self.plan.shards * (self.rank % self.of) // self.of  # whatever the environment says
         order = [*range(first, self.plan.shards), *range(first)]
         self._open = {number for number in order if not self.plan.is_done(number)}
         self.told(sum(self._length(n) for n in order if n not in self._open), "")
         self._looked = time.monotonic()
-        self.explainer.works = len(self._open) < self.plan.shards  # else a resumed run would stop where none was to
+        # else a resumed run would stop where none was to
+        self.explainer.works = len(self._open) < self.plan.shards or bool(self.plan.again)
+        self.explainer.spread = self._spread
         with Writer(self.plan, names_of(self.dataset), self.claims, self.stages) as writer:
             while self._open:
                 worked = self._pass([n for n in order if n in self._open], writer)
@@ -144,6 +160,11 @@ class Worker:
             if batch is None:
                 return
             yield batch
+
+    def _spread(self) -> Iterable[Batch]:
+        """A few samples from everywhere, one a batch."""
+        indices = sorted({(self.plan.samples - 1) * n // _SPREAD for n in range(_SPREAD + 1)})
+        return loader(self.dataset, ([index] for index in indices), min(1, self.plan.workers), ahead=1)
 
     def _forget_done(self) -> None:
         """Count what others have done."""
