@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -126,8 +127,15 @@ class OnSomeDisk:
         return self.samples_of[index]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=["disk", "memory"])
-def test_a_disk_that_fails_is_no_samples_fault(error, tmp_path):
+FAULTS = [
+    *(OSError(number, os.strerror(number)) for number in (errno.EIO, errno.ENODEV, errno.EHOSTUNREACH)),
+    *(MemoryError(), ModuleNotFoundError("No module named 'decoder'"), NameError("name 'decode' is not defined")),
+    RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, ..."),
+]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=repr)
+def test_what_keeps_all_samples_from_being_read_stops_the_run(error, tmp_path):
     disk = OnSomeDisk(error)
     with pytest.raises(type(error)):
         explained(tmp_path / "a", disk, shard_size=4)
@@ -137,7 +145,7 @@ def test_a_disk_that_fails_is_no_samples_fault(error, tmp_path):
 
 
 def test_what_failed_is_tried_again_when_asked(tmp_path):
-    disk = OnSomeDisk(ValueError("no picture"))
+    disk = OnSomeDisk(UnboundLocalError("x"))  # on a way through the code that not all take
     assert len(explained(tmp_path / "a", disk, shard_size=4).failed) == len(disk) - 7
     disk._away = False
     assert len(explained(tmp_path / "a", disk, shard_size=4).failed) == len(disk) - 7

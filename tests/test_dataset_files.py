@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Subset
+from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from fastcam import GradCAM, ImageFiles, LayerCAM, attribute_dataset, open_maps
 from fastcam.cli import main
 from fastcam.images import Preprocess
 
-from models import photographs, tiny
+from models import TinyNet, photographs, tiny
 
 PREPROCESS = Preprocess(37, 32)
 
@@ -126,6 +128,33 @@ def test_a_listed_file_that_is_not_there_is_recorded(photos, tmp_path):
     assert maps.failed == [{"index": 1, "path": "missing.png", "reason": reason}]
     for shard in maps.shards:
         assert str(tmp_path).encode() not in shard.path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["files", "folders of torchvision"])
+def test_a_disk_that_is_unmounted_stops_the_run(kind, tmp_path):
+    photos = saved(tmp_path / "photos", *(f"{n % 2}/{n}.png" for n in range(6)))
+    steps = transforms.Compose([transforms.Resize((32, 32)), transforms.ToTensor()])
+    passes = []
+
+    class Unmounting(TinyNet):
+        def forward(self, x):
+            passes.append(len(x))
+            if len(passes) == 2:
+                photos.rename(tmp_path / "elsewhere")
+                photos.mkdir()  # as the place of a disk is left
+            return super().forward(x)
+
+    def explained():
+        files = ImageFiles(photos, PREPROCESS) if kind == "files" else Subset(ImageFolder(str(photos), steps), range(6))
+        cam = GradCAM(tiny(Unmounting), "body")
+        return attribute_dataset(cam, files, tmp_path / "out", workers=0, batch_size=1, shard_size=1)
+
+    with pytest.raises(FileNotFoundError):
+        explained()
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 2
+    photos.rmdir()
+    (tmp_path / "elsewhere").rename(photos)
+    assert explained().complete and not open_maps(tmp_path / "out").failed and len(passes) == 6
 
 
 def odd_ones(folder):
