@@ -172,6 +172,7 @@ def odd_ones(folder):
     deep = np.asarray(upright.convert("L")).astype(np.uint16)
     Image.fromarray(deep * 256 + 77).save(folder / "deep.png")
     Image.new("RGB", (1, 1), (200, 30, 90)).save(folder / "dot.png")
+    upright.resize((1, 20000)).save(folder / "thin.png")
     frames = [picture(n).quantize(64) for n in range(3)]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
     with Image.open(folder / "moving.gif") as moving:
@@ -185,14 +186,15 @@ def odd_ones(folder):
     return folder, sorted([*bad, os.fsdecode(b"bad\xff.jpg")])
 
 
-def test_odd_images(tmp_path, capsys):
+def test_odd_images(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastcam.images._MOST_PIXELS", 10**6)  # as thin.png has for larger models
     folder, bad = odd_ones(tmp_path / "photos")
     out = tmp_path / "out"
     assert run(folder, "--layer", "body", "--shard-size", "4", "--out", out) == 1
     told = capsys.readouterr()
-    assert told.out.splitlines()[-1] == f"explained 12 of 16 images into {out}; 4 failed, see {out / 'manifest.json'}"
+    assert told.out.splitlines()[-1] == f"explained 13 of 17 images into {out}; 4 failed, see {out / 'manifest.json'}"
     result = json.loads((out / "manifest.json").read_text())["result"]
-    assert sorted(f["path"] for f in result["failed"]) == bad and result["explained"] == 12 and result["complete"]
+    assert sorted(f["path"] for f in result["failed"]) == bad and result["explained"] == 13 and result["complete"]
     assert all("cannot be read as an image" in f["reason"] for f in result["failed"])
     for shard in (out / "shards").iterdir():  # where the folder lies is no part of it
         assert str(tmp_path).encode() not in shard.read_bytes()
@@ -204,7 +206,7 @@ def test_odd_images(tmp_path, capsys):
         np.testing.assert_allclose(found, cam(PREPROCESS(folder / name)[0][None])[0], rtol=0, atol=0.002)
     for one, same in [("turned.jpg", "upright.png"), ("moving.gif", "frame.png"), ("deep.png", "grey.png")]:
         np.testing.assert_array_equal(of_path[one], of_path[same])
-    assert np.ptp(of_path["cmyk.jpg"]) > 0.5 and len(of_path) == 12
+    assert np.ptp(of_path["cmyk.jpg"]) > 0.5 and len(of_path) == 13
     _explained_the_same(folder, of_path, tmp_path / "explained", capsys)
 
 
@@ -212,8 +214,8 @@ def _explained_the_same(folder, of_path, out, capsys):
     """By `fastcam explain`, too."""
     command = ["explain", str(folder), "--model", "models:tiny", "--size", "32", "--device", "cpu", "--layer", "body"]
     assert main([*command, "--out", str(out)]) == 1
-    assert "4 of 16 images failed" in capsys.readouterr().err
-    for name in ("turned", "cmyk", "moving", "dot", "with spaces é 写"):
+    assert "4 of 17 images failed" in capsys.readouterr().err
+    for name in ("turned", "cmyk", "moving", "dot", "thin", "with spaces é 写"):
         (path,) = (p for p in of_path if p.startswith(f"{name}."))
         np.testing.assert_allclose(of_path[path], np.load(out / f"{name}.npy"), rtol=0, atol=0.002)
 
