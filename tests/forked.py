@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -26,14 +28,16 @@ from fastcam.dataset import whole_files
 POINTS = ("before the write", "amid the write", "before the rename", "after the rename")
 _HANGS = 120  # seconds after which a process is ended
 _HERE = Path(__file__).parent
+_IMPORTED = ("fastcam.cli", "fastcam.cli.explain", "fastcam.dataset.attribute", "torch.fx.experimental.symbolic_shapes")
 
 
 class Net(nn.Module):
     """A convolution and a linear head. The environment can slow it down, stop it, and have it count its images.
 
-    PACE    seconds an image
-    GATE    a file: while it is there the second pass, or that of number AT, does not come to an end
-    SEEN    a file to which each pass adds a line, the number of its images
+    PACE      seconds an image
+    GATE      a file: while it is there the second pass, or that of number AT, does not come to an end
+    SEEN      a file to which each pass adds a line: its process, and the number of its images
+    TOGETHER  how many processes SEEN must name before a pass comes to an end
     """
 
     def __init__(self) -> None:
@@ -46,11 +50,23 @@ class Net(nn.Module):
         self._passes += 1
         if (seen := os.environ.get("SEEN")) is not None:
             with open(seen, "a") as file:
-                file.write(f"{len(x)}\n")
+                file.write(f"{os.getpid()} {len(x)}\n")
+            begin = time.monotonic()
+            while len(seen_in(seen)) < int(os.environ.get("TOGETHER", "1")) and time.monotonic() < begin + _HANGS:
+                time.sleep(0.01)
         time.sleep(float(os.environ.get("PACE", "0")) * len(x))
         while self._passes == int(os.environ.get("AT", "2")) and os.path.exists(os.environ.get("GATE", "")):
             time.sleep(0.01)
         return self.head(self.features(x).mean((2, 3)))
+
+
+def seen_in(path) -> Counter[str]:
+    """How many images each process has had, of the file SEEN."""
+    found: Counter[str] = Counter()
+    for line in Path(path).read_text().splitlines():
+        process, images = line.split()
+        found[process] += int(images)
+    return found
 
 
 def net(cls=Net) -> nn.Module:
@@ -98,6 +114,15 @@ def command(arguments, environment=None, file_size=None) -> int:
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     return main(arguments)
+
+
+def torchrun(arguments, environment) -> int:
+    """`torchrun` with these arguments; the processes that it starts are new ones."""
+    from torch.distributed.run import main
+
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    main([str(argument) for argument in arguments])
+    return 0
 
 
 def attribute(out, point=None, file="", nth=1, samples=14, pace=0.0) -> int:
@@ -204,6 +229,8 @@ class Processes:
 def serve() -> None:
     """Fork and wait as asked on stdin."""
     torch.set_num_threads(1)
+    for module in _IMPORTED:
+        importlib.import_module(module)
     for line in sys.stdin:
         order, *given = json.loads(line)
         if order == "wait":
