@@ -136,7 +136,7 @@ def attribute(out, point=None, file="", nth=1, samples=14, pace=0.0) -> int:
     return 0
 
 
-def memory(out, samples, marks) -> int:
+def memory(out, samples, marks, side, **options) -> int:
     """Print, of a long run, how many kB are resident when it reads these of its samples, and at its end."""
     found = []
 
@@ -147,9 +147,9 @@ def memory(out, samples, marks) -> int:
         def __getitem__(self, index):
             if index in marks:
                 found.append(_resident())
-            return torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(index))
+            return torch.rand(3, side, side, generator=torch.Generator().manual_seed(index))
 
-    explained(out, Watched(), batch_size=16, shard_size=64, full=True)
+    explained(out, Watched(), batch_size=16, **options)
     print(json.dumps([*found, _resident()]))
     return 0
 

@@ -16,7 +16,6 @@ import pytest
 from fastcam.dataset.maps import open_maps
 
 from forked import (
-    Processes,
     attribute,
     command,
     contents,
@@ -30,12 +29,6 @@ from forked import (
 )
 
 IMAGES = 24
-
-
-@pytest.fixture(scope="module")
-def processes():
-    with Processes() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +171,12 @@ def test_kills_at_random_moments_change_nothing(processes, tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data_set(processes, tmp_path):
-    marks = [200, 2000]
-    running = processes.start(tmp_path / "log", memory, out=tmp_path / "out", samples=2016, marks=marks)
-    assert processes.wait(running) == 0
-    early, late, end = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+    def resident(name, **given):
+        running = processes.start(tmp_path / "log", memory, out=tmp_path / name, **given)
+        assert processes.wait(running) == 0
+        return json.loads((tmp_path / "log").read_text().splitlines()[-1])
+
+    early, late, end = resident("large", samples=2016, marks=[200, 2000], side=128, shard_size=64, full=True)
     assert late < 1.05 * early and end < 1.05 * early
+    early, late, _ = resident("many", samples=24000, marks=[8000, 23000], side=12, shard_size=512)
+    assert late - early < 15000 * 200 / 1024  # kB: not as much as a record of each image would take
