@@ -127,6 +127,10 @@ class OnSomeDisk:
         return self.samples_of[index]
 
 
+def test_a_mistake_that_not_every_sample_meets_is_recorded(tmp_path):
+    assert len(explained(tmp_path, OnSomeDisk(UnboundLocalError("x")), shard_size=4).failed) == 7
+
+
 FAULTS = [
     *(OSError(number, os.strerror(number)) for number in (errno.EIO, errno.ENODEV, errno.EHOSTUNREACH)),
     *(MemoryError(), ModuleNotFoundError("No module named 'decoder'"), NameError("name 'decode' is not defined")),
@@ -145,7 +149,7 @@ def test_what_keeps_all_samples_from_being_read_stops_the_run(error, tmp_path):
 
 
 def test_what_failed_is_tried_again_when_asked(tmp_path):
-    disk = OnSomeDisk(UnboundLocalError("x"))  # on a way through the code that not all take
+    disk = OnSomeDisk(ValueError("no picture"))
     assert len(explained(tmp_path / "a", disk, shard_size=4).failed) == len(disk) - 7
     disk._away = False
     assert len(explained(tmp_path / "a", disk, shard_size=4).failed) == len(disk) - 7

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 from fastcam.dataset.describing import fingerprint, listed_samples, plain, without_addresses
 from fastcam.dataset.shards import Failure
@@ -190,8 +190,10 @@ class _Readable(Dataset[Any]):
 
 def _files_of(dataset: Any) -> Sequence[str | Path]:
     """Where its samples lie, if it tells; what others than `ImageFiles` list may be names of something else."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
+    if isinstance(dataset, Subset):
+        return _files_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return [path for part in dataset.datasets for path in _files_of(part)]
     if isinstance(dataset, ImageFiles):
         return dataset.paths
     match getattr(dataset, "samples", None):
