@@ -23,6 +23,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 _FLAT = 1.5 / 255  # of the range: what a second division by 255 leaves, and half as much for the overshoot of a resize
 _NARROWEST_STD = 0.2  # of the usual data sets: what a span of normalised values comes to at least
+_MOST_PIXELS = 2**26  # of a resized image: what any photograph has, a quarter of a GB
 
 
 def __getattr__(name: str) -> Any:
@@ -72,11 +73,24 @@ class Preprocess:
         image = path if isinstance(path, Image.Image) else open_image(path, len(self.mean))
         if self.resize is not None:
             width, height = (self.resize * side // min(image.size) for side in image.size)
-            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+            resampling = Image.Resampling[self.interpolation.upper()]
+            if width * height > _MOST_PIXELS:
+                return _pixels(self._cropped_from(image, width, height, resampling))
+            image = image.resize((width, height), resampling)
         if self.crop is not None:
-            left, top = (round((side - self.crop) / 2) for side in image.size)
-            image = image.crop((left, top, left + self.crop, top + self.crop))
+            image = image.crop(_center(image.size, self.crop))
         return _pixels(image)
+
+    def _cropped_from(self, image: Image.Image, width: int, height: int, resampling: Any) -> Image.Image:
+        """The crop of an image that would be too large at this size, one row of pixels say: no more is resized."""
+        if self.crop is None:
+            raise ValueError(f"{image.width} x {image.height} pixels would be resized to {width} x {height}")
+        left, top, right, bottom = _center((width, height), self.crop)
+        x, y, x_end, y_end = max(0, left), max(0, top), min(width, right), min(height, bottom)
+        across, down = image.width / width, image.height / height
+        box = (x * across, y * down, min(x_end * across, image.width), min(y_end * down, image.height))
+        part = image.resize((x_end - x, y_end - y), resampling, box=box)
+        return part.crop((left - x, top - y, right - x, bottom - y))
 
     def for_channels(self, channels: int) -> Preprocess:
         """The same for models with 1 input channel: the mean over the three channels' statistics."""
@@ -86,6 +100,12 @@ class Preprocess:
             raise ValueError(f"image files have 1 or 3 channels, the model takes {channels}")
         mean, std = (float(np.mean(v)) for v in (self.mean, self.std))
         return replace(self, mean=(mean,) * channels, std=(std,) * channels)
+
+
+def _center(size: Sequence[int], crop: int) -> tuple[int, int, int, int]:
+    """The box of a crop."""
+    left, top = (round((side - crop) / 2) for side in size)
+    return left, top, left + crop, top + crop
 
 
 def find_images(paths: Sequence[str | os.PathLike[str]], skip: Path | None = None) -> list[Path]:

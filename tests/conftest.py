@@ -48,6 +48,15 @@ def device():
     return DEVICE
 
 
+@pytest.fixture(scope="session")
+def processes():
+    """What starts processes of their own; see forked.py."""
+    from forked import Processes
+
+    with Processes() as started:
+        yield started
+
+
 @pytest.fixture
 def full_precision():
     """fp32 without TF32, and convolutions whose results repeat to the bit."""

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import io
 import json
 import os
@@ -12,7 +14,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -26,14 +30,16 @@ from fastcam.dataset import whole_files
 POINTS = ("before the write", "amid the write", "before the rename", "after the rename")
 _HANGS = 120  # seconds after which a process is ended
 _HERE = Path(__file__).parent
+_IMPORTED = ("fastcam.cli", "fastcam.cli.explain", "fastcam.dataset.attribute", "torch.fx.experimental.symbolic_shapes")
 
 
 class Net(nn.Module):
     """A convolution and a linear head. The environment can slow it down, stop it, and have it count its images.
 
-    PACE    seconds an image
-    GATE    a file: while it is there the second pass, or that of number AT, does not come to an end
-    SEEN    a file to which each pass adds a line, the number of its images
+    PACE      seconds an image
+    GATE      a file: while it is there the second pass, or that of number AT, does not come to an end
+    SEEN      a file to which each pass adds a line: its process, and the number of its images
+    TOGETHER  how many processes SEEN must name before a pass comes to an end
     """
 
     def __init__(self) -> None:
@@ -46,11 +52,23 @@ class Net(nn.Module):
         self._passes += 1
         if (seen := os.environ.get("SEEN")) is not None:
             with open(seen, "a") as file:
-                file.write(f"{len(x)}\n")
+                file.write(f"{os.getpid()} {len(x)}\n")
+            begin = time.monotonic()
+            while len(seen_in(seen)) < int(os.environ.get("TOGETHER", "1")) and time.monotonic() < begin + _HANGS:
+                time.sleep(0.01)
         time.sleep(float(os.environ.get("PACE", "0")) * len(x))
         while self._passes == int(os.environ.get("AT", "2")) and os.path.exists(os.environ.get("GATE", "")):
             time.sleep(0.01)
         return self.head(self.features(x).mean((2, 3)))
+
+
+def seen_in(path) -> Counter[str]:
+    """How many images each process has had, of the file SEEN."""
+    found: Counter[str] = Counter()
+    for line in Path(path).read_text().splitlines():
+        process, images = line.split()
+        found[process] += int(images)
+    return found
 
 
 def net(cls=Net) -> nn.Module:
@@ -100,6 +118,15 @@ def command(arguments, environment=None, file_size=None) -> int:
     return main(arguments)
 
 
+def torchrun(arguments, environment) -> int:
+    """`torchrun` with these arguments; the processes that it starts are new ones."""
+    from torch.distributed.run import main
+
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    main([str(argument) for argument in arguments])
+    return 0
+
+
 def attribute(out, point=None, file="", nth=1, samples=14, pace=0.0) -> int:
     """`explained`, killed the nth time that it comes to one of `POINTS` with a file whose name ends like this."""
     if point is not None:
@@ -109,7 +136,7 @@ def attribute(out, point=None, file="", nth=1, samples=14, pace=0.0) -> int:
     return 0
 
 
-def memory(out, samples, marks) -> int:
+def memory(out, samples, marks, side, **options) -> int:
     """Print, of a long run, how many kB are resident when it reads these of its samples, and at its end."""
     found = []
 
@@ -120,9 +147,9 @@ def memory(out, samples, marks) -> int:
         def __getitem__(self, index):
             if index in marks:
                 found.append(_resident())
-            return torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(index))
+            return torch.rand(3, side, side, generator=torch.Generator().manual_seed(index))
 
-    explained(out, Watched(), batch_size=16, shard_size=64, full=True)
+    explained(out, Watched(), batch_size=16, **options)
     print(json.dumps([*found, _resident()]))
     return 0
 
@@ -183,6 +210,7 @@ class Processes:
     def __exit__(self, *exception: object) -> None:
         for process in self._running:
             os.killpg(process, signal.SIGKILL)
+        self._server.kill()
         self._server.communicate()
 
     def start(self, log: Path, do, **arguments) -> int:
@@ -204,6 +232,8 @@ class Processes:
 def serve() -> None:
     """Fork and wait as asked on stdin."""
     torch.set_num_threads(1)
+    for module in _IMPORTED:
+        importlib.import_module(module)
     for line in sys.stdin:
         order, *given = json.loads(line)
         if order == "wait":
@@ -211,7 +241,7 @@ def serve() -> None:
         else:
             answer = os.fork()
             if answer == 0:
-                sys.exit(_alone(*given))
+                _end(_alone(*given))
         print(answer, flush=True)
 
 
@@ -224,3 +254,14 @@ def _alone(log: str, name: str, arguments: dict) -> int:
         for stream in streams:
             os.dup2(handle, stream)
     return globals()[name](**{k: Path(v) if k == "out" else v for k, v in arguments.items()})
+
+
+def _end(status: int) -> None:
+    """As a process ends, but for freeing all that it holds, which takes longer than most runs."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

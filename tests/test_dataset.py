@@ -6,6 +6,7 @@ import json
 import random
 import socket
 import zipfile
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -210,6 +211,7 @@ def test_items_of_another_type_stop_at_once(workers, cam, x, tmp_path):
     for wrong, got in wrongs[: 1 if workers else 3]:
         with pytest.raises(TypeError, match=f"must be a tensor .k, H, W., or it and its class, got {got}"):
             attributed(cam, [x[0], wrong], tmp_path / got, workers=workers)
+        assert not active_children()
     for label in ("cat", 1.5, {"box": 1}) if workers == 0 else ():
         with pytest.raises(TypeError, match=f"class of a sample must be an index, got {type(label).__name__}"):
             attributed(cam, [(x[0], 1), (x[1], label)], tmp_path / type(label).__name__)

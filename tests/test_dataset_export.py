@@ -106,6 +106,22 @@ def test_maps_that_differ_in_size(kind, tmp_path):
         maps.export(path)
 
 
+def test_an_export_that_fails_leaves_what_was_there(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcam.dataset.exporting._AT_ONCE", 2)
+    maps = attributed(GradCAM(tiny(), "body"), photographs(5, 20, 24), tmp_path / "out")
+    path, low = tmp_path / f"maps.{kind}", maps.low
+    for there in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(maps, "low", lambda i: low(i) if i < 3 else 1 / 0)  # amid the second part
+            with pytest.raises(ZeroDivisionError):
+                maps.export(path, None)
+        assert sorted(p.name for p in tmp_path.iterdir()) == [path.name] * there + ["out"]
+        if there:
+            np.testing.assert_array_equal(read(path)["map"], maps[:])
+        maps.export(path, "input")
+        assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, "out"]
+
+
 def test_paths_are_exported(kind, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -134,6 +150,14 @@ def make():
 
 def make_for_several_layers():
     return LayerCAM(tiny(), ["stem.0", "body"])
+
+
+MADE = []
+
+
+def make_noticed():
+    MADE.append(1)
+    return make()
 
 
 def make_without_classes():
@@ -179,12 +203,6 @@ def test_sizes_of_map_batches(batch):
 
 
 def test_map_batches_pickles_without_its_model(batch):
-    made = []
-
-    def counted():
-        made.append(1)
-        return make()
-
     maps = MapBatches(make, image="pixels", label="label", size=(6, 6), device="cpu")
     batch = {"pixels": batch.pop("image"), **batch}
     expected = maps(batch)
@@ -192,10 +210,15 @@ def test_map_batches_pickles_without_its_model(batch):
     assert len(held) < 1000
     for name, column in pickle.loads(held)(batch).items():
         np.testing.assert_array_equal(column, expected[name])
-    several = MapBatches(counted, image="pixels", device="cpu")
-    for _ in range(3):
-        several(batch)
-    assert len(made) == 1
+    MADE.clear()
+    noticed = [MapBatches(make_noticed, image="pixels", device=device) for device in ("cpu", None)]
+    for _ in range(3):  # as a framework unpickles them for each task
+        for one in noticed:
+            pickle.loads(pickle.dumps(one))(batch)
+    assert len(MADE) == 2
+    for _ in range(2):
+        noticed[0](batch)
+    assert len(MADE) == 3
 
 
 def test_a_missing_column_is_named(batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -135,8 +136,19 @@ class OnSomeDisk:
         return self.samples_of[index]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=["disk", "memory"])
-def test_a_disk_that_fails_is_no_samples_fault(error, tmp_path):
+def test_a_mistake_that_not_every_sample_meets_is_recorded(tmp_path):
+    assert len(explained(tmp_path, OnSomeDisk(UnboundLocalError("x")), shard_size=4).failed) == 7
+
+
+FAULTS = [
+    *(OSError(number, os.strerror(number)) for number in (errno.EIO, errno.ENODEV, errno.EHOSTUNREACH)),
+    *(MemoryError(), ModuleNotFoundError("No module named 'decoder'"), NameError("name 'decode' is not defined")),
+    RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, ..."),
+]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=repr)
+def test_what_keeps_all_samples_from_being_read_stops_the_run(error, tmp_path):
     disk = OnSomeDisk(error)
     with pytest.raises(type(error)):
         explained(tmp_path / "a", disk, shard_size=4)

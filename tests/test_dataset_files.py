@@ -17,7 +17,7 @@ from fastcam import GradCAM, ImageFiles, LayerCAM, attribute_dataset, open_maps
 from fastcam.cli import main
 from fastcam.images import Preprocess
 
-from models import photographs, tiny
+from models import TinyNet, photographs, tiny
 
 PREPROCESS = Preprocess(37, 32)
 
@@ -175,6 +175,7 @@ def odd_ones(folder):
     deep = np.asarray(upright.convert("L")).astype(np.uint16)
     Image.fromarray(deep * 256 + 77).save(folder / "deep.png")
     Image.new("RGB", (1, 1), (200, 30, 90)).save(folder / "dot.png")
+    upright.resize((1, 20000)).save(folder / "thin.png")
     frames = [picture(n).quantize(64) for n in range(3)]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
     with Image.open(folder / "moving.gif") as moving:
@@ -188,14 +189,15 @@ def odd_ones(folder):
     return folder, sorted([*bad, os.fsdecode(b"bad\xff.jpg")])
 
 
-def test_odd_images(tmp_path, capsys):
+def test_odd_images(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastcam.images._MOST_PIXELS", 10**6)  # as thin.png has for larger models
     folder, bad = odd_ones(tmp_path / "photos")
     out = tmp_path / "out"
     assert run(folder, "--layer", "body", "--shard-size", "4", "--out", out) == 1
     told = capsys.readouterr()
-    assert told.out.splitlines()[-1] == f"explained 12 of 16 images into {out}; 4 failed, see {out / 'manifest.json'}"
+    assert told.out.splitlines()[-1] == f"explained 13 of 17 images into {out}; 4 failed, see {out / 'manifest.json'}"
     result = json.loads((out / "manifest.json").read_text())["result"]
-    assert sorted(f["path"] for f in result["failed"]) == bad and result["explained"] == 12 and result["complete"]
+    assert sorted(f["path"] for f in result["failed"]) == bad and result["explained"] == 13 and result["complete"]
     assert all("cannot be read as an image" in f["reason"] for f in result["failed"])
     for shard in (out / "shards").iterdir():  # where the folder lies is no part of it
         assert str(tmp_path).encode() not in shard.read_bytes()
@@ -207,7 +209,7 @@ def test_odd_images(tmp_path, capsys):
         np.testing.assert_allclose(found, cam(PREPROCESS(folder / name)[0][None])[0], rtol=0, atol=0.002)
     for one, same in [("turned.jpg", "upright.png"), ("moving.gif", "frame.png"), ("deep.png", "grey.png")]:
         np.testing.assert_array_equal(of_path[one], of_path[same])
-    assert np.ptp(of_path["cmyk.jpg"]) > 0.5 and len(of_path) == 12
+    assert np.ptp(of_path["cmyk.jpg"]) > 0.5 and len(of_path) == 13
     _explained_the_same(folder, of_path, tmp_path / "explained", capsys)
 
 
@@ -215,10 +217,42 @@ def _explained_the_same(folder, of_path, out, capsys):
     """By `fastcam explain`, too."""
     command = ["explain", str(folder), "--model", "models:tiny", "--size", "32", "--device", "cpu", "--layer", "body"]
     assert main([*command, "--out", str(out)]) == 1
-    assert "4 of 16 images failed" in capsys.readouterr().err
-    for name in ("turned", "cmyk", "moving", "dot", "with spaces é 写"):
+    assert "4 of 17 images failed" in capsys.readouterr().err
+    for name in ("turned", "cmyk", "moving", "dot", "thin", "with spaces é 写"):
         (path,) = (p for p in of_path if p.startswith(f"{name}."))
         np.testing.assert_allclose(of_path[path], np.load(out / f"{name}.npy"), rtol=0, atol=0.002)
+
+
+@pytest.mark.parametrize("kind", ["files", "folders of torchvision"])
+def test_a_disk_that_is_unmounted_stops_the_run(kind, tmp_path):
+    photos = saved(tmp_path / "photos", *(f"{n % 2}/{n}.png" for n in range(6)))
+    passes = []
+
+    def ready(image):
+        return PREPROCESS(image)[0]
+
+    class Unmounting(TinyNet):
+        def forward(self, x):
+            passes.append(len(x))
+            if len(passes) == 2:
+                photos.rename(tmp_path / "elsewhere")
+                photos.mkdir()  # as the place of a disk is left
+            return super().forward(x)
+
+    def explained():
+        data = ImageFiles(photos, PREPROCESS)
+        if kind != "files":
+            folders = ImageFolder(str(photos), ready)
+            data = torch.utils.data.ConcatDataset([torch.utils.data.Subset(folders, r) for r in ([0, 1], [2, 3, 4, 5])])
+        cam = GradCAM(tiny(Unmounting), "body")
+        return attribute_dataset(cam, data, tmp_path / "out", workers=0, batch_size=1, shard_size=1)
+
+    with pytest.raises(FileNotFoundError):
+        explained()
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 2
+    photos.rmdir()
+    (tmp_path / "elsewhere").rename(photos)
+    assert explained().complete and not open_maps(tmp_path / "out").failed and len(passes) == 6
 
 
 def test_good_images(photos, capsys):

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,15 +15,20 @@ import pytest
 
 from fastcam.dataset.maps import open_maps
 
-from forked import Processes, attribute, command, contents, data, explained, memory, photos_in, run_arguments
+from forked import (
+    attribute,
+    command,
+    contents,
+    data,
+    explained,
+    memory,
+    photos_in,
+    run_arguments,
+    seen_in,
+    torchrun,
+)
 
 IMAGES = 24
-
-
-@pytest.fixture(scope="module")
-def processes():
-    with Processes() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def until(condition):
 
 def passes(folder):
     seen = folder / "seen"
-    return len(seen.read_text().split()) if seen.exists() else 0
+    return len(seen.read_text().splitlines()) if seen.exists() else 0
 
 
 def loaders_of(process):
@@ -88,14 +92,15 @@ def test_an_interrupted_run_gives_back_its_claims(sent, whom, processes, photos,
 
 def test_two_workers_share_the_work_and_do_nothing_twice(processes, photos, alone, tmp_path):
     seen = tmp_path / "seen"
-    options = {"PACE": 0.02, "SEEN": seen}
+    options = {"SEEN": seen, "TOGETHER": 2}
     both = [start(processes, photos, tmp_path, log=f"log{n}", **options) for n in range(2)]
     assert [processes.wait(process) for process in both] == [0, 0]
     for n in range(2):
         assert f"explained {IMAGES} of {IMAGES} images" in (tmp_path / f"log{n}").read_text()
     assert contents(tmp_path / "out") == alone
     assert open_maps(tmp_path / "out").indices.tolist() == [*range(IMAGES)]
-    assert sum(map(int, seen.read_text().split())) == IMAGES
+    taken = seen_in(seen)
+    assert len(taken) == 2 and taken.total() == IMAGES
 
 
 def hung(processes, photos, folder, *more):
@@ -130,21 +135,16 @@ def test_a_worker_that_pauses_is_replaced_and_does_no_harm_when_it_goes_on(proce
     assert contents(tmp_path / "out") == alone
 
 
-def test_two_processes_under_torchrun_write_what_one_does(photos, alone, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    given = run_arguments(photos, tmp_path / "out")
-    here = Path(__file__).parent
-    environment = {
-        **{**os.environ, "SEEN": str(tmp_path / "seen"), "OMP_NUM_THREADS": "1"},
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]),
-    }
-    found = subprocess.run(
-        [*launcher, "-m", "fastcam", *given], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.count(f"explained {IMAGES} of {IMAGES} images") == 1
+def test_two_processes_under_torchrun_write_what_one_does(processes, photos, alone, tmp_path):
+    given = ["--standalone", "--nproc-per-node", 2, "-m", "fastcam", *run_arguments(photos, tmp_path / "out")]
+    environment = {"SEEN": tmp_path / "seen", "TOGETHER": 2}
+    launcher = processes.start(tmp_path / "log", torchrun, arguments=given, environment=environment)
+    status, said = processes.wait(launcher), (tmp_path / "log").read_text()
+    assert status == 0, said
+    assert said.count(f"explained {IMAGES} of {IMAGES} images") == 1
     assert contents(tmp_path / "out") == alone
-    assert sum(map(int, (tmp_path / "seen").read_text().split())) == IMAGES
+    taken = seen_in(tmp_path / "seen")
+    assert len(taken) == 2 and taken.total() == IMAGES
 
 
 @pytest.mark.slow
@@ -171,8 +171,12 @@ def test_kills_at_random_moments_change_nothing(processes, tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data_set(processes, tmp_path):
-    marks = [200, 2000]
-    running = processes.start(tmp_path / "log", memory, out=tmp_path / "out", samples=2016, marks=marks)
-    assert processes.wait(running) == 0
-    early, late, end = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+    def resident(name, **given):
+        running = processes.start(tmp_path / "log", memory, out=tmp_path / name, **given)
+        assert processes.wait(running) == 0
+        return json.loads((tmp_path / "log").read_text().splitlines()[-1])
+
+    early, late, end = resident("large", samples=2016, marks=[200, 2000], side=128, shard_size=64, full=True)
     assert late < 1.05 * early and end < 1.05 * early
+    early, late, _ = resident("many", samples=24000, marks=[8000, 23000], side=12, shard_size=512)
+    assert late - early < 15000 * 200 / 1024  # kB: not as much as a record of each image would take

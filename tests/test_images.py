@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import warnings
 
@@ -74,6 +75,23 @@ def test_preprocess_is_torchvisions(photo, resize, crop):
     assert x.shape == picture.shape == (3, crop, crop)
     torch.testing.assert_close(x, expected)
     assert picture.min() >= 0 and picture.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic", "lanczos"])
+def test_of_an_image_that_would_become_huge_only_the_crop_is_resized(kind, monkeypatch):
+    pixels = (photographs(1, 300, 400)[0] * 40 + 128).clamp(0, 255).byte().movedim(0, -1).numpy()
+    for (resize, crop), size in itertools.product([(64, 56), (40, 56)], [(300, 7), (7, 400), (300, 90), (120, 400)]):
+        preprocess, image = Preprocess(resize, crop, interpolation=kind), Image.fromarray(pixels[: size[0], : size[1]])
+        whole = preprocess.pixels(image).int()
+        with monkeypatch.context() as patch:
+            patch.setattr("fastcam.images._MOST_PIXELS", 0)
+            part = preprocess.pixels(image).int()
+        assert part.shape == whole.shape and (part - whole).abs().max() <= 2
+    line = Image.fromarray(np.arange(20000, dtype=np.uint16).astype(np.uint8)[:, None])  # 5 GB at 256 pixels
+    found = Preprocess(256, 224, (0.5,), (0.5,), kind).pixels(line)
+    assert found.shape == (1, 224, 224) and (found == found[..., :1]).all() and set(found.unique().tolist()) <= {15, 16}
+    with pytest.raises(ValueError, match="1 x 20000 pixels would be resized to 256 x 5120000"):
+        Preprocess(256, None, (0.5,), (0.5,)).pixels(line)
 
 
 def test_preprocess_takes_the_weights_interpolation(photo):

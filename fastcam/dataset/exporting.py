@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+
+from fastcam.dataset.whole_files import temporary_name, write_whole
 
 if TYPE_CHECKING:
     from fastcam.dataset.maps import Maps, Size
@@ -16,12 +22,16 @@ _AT_ONCE = 256  # images
 
 def export(maps: Maps, path: Path, size: Size) -> None:
     """See `Maps.export`."""
-    kinds: dict[str, Callable[[Maps, Path, Any], None]] = {".npz": _npz, ".zarr": _zarr, ".parquet": _parquet}
-    if path.suffix not in kinds:
-        raise ValueError(f"the name must end in {', '.join(kinds)}, got {path}")
+    files: dict[str, Callable[[Maps, Any, BinaryIO], None]] = {".npz": _npz, ".parquet": _parquet}
+    if path.suffix not in (*files, ".zarr"):
+        raise ValueError(f"the name must end in .npz, .zarr, .parquet, got {path}")
     if not len(maps):
         raise ValueError(f"{maps.out} holds no map to export")
-    kinds[path.suffix](maps, path, size)
+    target, token = Path(os.path.realpath(path)), secrets.token_hex(4)
+    if path.suffix == ".zarr":
+        _zarr(maps, size, target, temporary_name(target, token))
+    else:
+        write_whole(target, partial(files[path.suffix], maps, size), token)
 
 
 def _columns(maps: Maps, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -57,19 +67,32 @@ def _together(found: list[np.ndarray], shape: tuple[int, ...] | None = None) -> 
     return np.stack(found)
 
 
-def _npz(maps: Maps, path: Path, size: Size) -> None:
+def _npz(maps: Maps, size: Size, file: BinaryIO) -> None:
     parts = list(_parts(maps, size))
     found = {name: _together([m for *_, columns in parts for m in columns[name]]) for name in parts[0][2]}
     paths = {"path": np.array(maps.paths, str)} if any(maps.paths) else {}
-    np.savez(path, **_columns(maps, 0, len(maps)), **paths, **found)  # type: ignore[arg-type]
+    np.savez(file, **_columns(maps, 0, len(maps)), **paths, **found)  # type: ignore[arg-type]
 
 
-def _zarr(maps: Maps, path: Path, size: Size) -> None:
+def _zarr(maps: Maps, size: Size, path: Path, temporary: Path) -> None:
+    """A folder, filled under another name; the one that is there goes when the new one is whole."""
     try:
         import zarr
     except ImportError as error:
         raise ImportError("export to .zarr needs the package zarr: pip install 'fastcam[export]'") from error
-    group = zarr.open_group(str(path), mode="w")
+    before = temporary.with_name(f"{temporary.name}.before")
+    try:
+        _fill(zarr.open_group(str(temporary), mode="w"), maps, size)
+        if path.is_dir():
+            os.replace(path, before)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _fill(group: Any, maps: Maps, size: Size) -> None:
     for name, column in _columns(maps, 0, len(maps)).items():
         group.create_array(name, data=np.ascontiguousarray(column))
     for start, stop, columns in _parts(maps, size):
@@ -82,7 +105,7 @@ def _zarr(maps: Maps, path: Path, size: Size) -> None:
     group.attrs.update({"manifest": maps.manifest, "path": maps.paths})
 
 
-def _parquet(maps: Maps, path: Path, size: Size) -> None:
+def _parquet(maps: Maps, size: Size, file: BinaryIO) -> None:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -97,7 +120,7 @@ def _parquet(maps: Maps, path: Path, size: Size) -> None:
                 table[name] = pyarrow.array([m.ravel() for m in found], pyarrow.list_(pyarrow.float32()))
                 table[f"{name}_shape"] = pyarrow.array([m.shape for m in found], pyarrow.list_(pyarrow.int32()))
             rows = pyarrow.table(table)
-            writer = writer or parquet.ParquetWriter(path, rows.schema)
+            writer = writer or parquet.ParquetWriter(file, rows.schema)
             writer.write_table(rows)
     finally:
         if writer is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,14 @@ from fastcam.fast.calls import device_of
 from fastcam.methods import BaseCAM
 from fastcam.methods.fusion import FUSIONS
 
+_OBJECTS = 4  # whose methods a process keeps for their copies
+
 
 class MapBatches:
     """`batch -> batch with maps`, as Ray Data's `map_batches` and others want it: `data.map_batches(MapBatches(...))`.
 
-    It can be pickled and keeps nothing of a batch. The model is made once in each process, on its first batch.
+    It can be pickled and keeps nothing of a batch. The model is made once in each process, on its first batch: copies
+    that are unpickled in one, as for each task of Ray Data, share it. A process keeps it for the last four objects.
 
     make        gives the method, `GradCAM(model, layers)` say: a function at the top of a module
     image       the column of the inputs, `(B, k, H, W)`, as the model takes them
@@ -49,19 +54,21 @@ class MapBatches:
     ) -> None:
         self.make, self.image, self.label = make, image, label
         self.size, self.normalize, self.device = size, normalize, device
-        self._cam: BaseCAM | None = None
+        self._name = secrets.token_hex(8)
+        self._made: list[BaseCAM] = []  # one, after the first batch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_cam": None}
+        return {**vars(self), "_made": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, _made=_of_copies(state["_name"]))
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         for name in (self.image, *([] if self.label is None else [self.label])):
             if name not in batch:
                 raise ValueError(f"the batch has no column {name!r}: it has {', '.join(batch)}")
-        if self._cam is None:
-            self._cam = self._made()
-        cam, device = self._cam, device_of(self._cam.model)
-        x = torch.as_tensor(np.array(batch[self.image])).to(device)
+        cam = self._method()
+        x = torch.as_tensor(np.array(batch[self.image])).to(device_of(cam.model))
         targets = None if self.label is None else [int(c) for c in batch[self.label]]
         lows = cam.signed_maps(x, targets)
         _, predicted, score = records(cam, targets, len(x)).unbind(1)
@@ -69,11 +76,12 @@ class MapBatches:
         kept = {name: column for name, column in batch.items() if name != self.image}
         return {**kept, **{name: column.cpu().numpy() for name, column in found.items()}}
 
-    def _made(self) -> BaseCAM:
-        cam = self.make()
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        cam.model.to(device)
-        return cam
+    def _method(self) -> BaseCAM:
+        if not self._made:
+            cam = self.make()
+            cam.model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self._made.append(cam)
+        return self._made[0]
 
     def _finished(self, cam: BaseCAM, lows: Sequence[Tensor], x: Tensor) -> Tensor:
         if not self.normalize and self.size is None and len(lows) == 1:
@@ -83,3 +91,9 @@ class MapBatches:
         size = x.shape[2:] if self.size == "input" else self.size
         size = max((low.shape[1:] for low in lows), key=torch.Size.numel) if size is None else size
         return FUSIONS[cam.fusion]([low.unsqueeze(1) for low in lows], size, cam.interpolation).float()
+
+
+@lru_cache(maxsize=_OBJECTS)
+def _of_copies(name: str) -> list[BaseCAM]:
+    """Where the copies of one object keep its method in this process."""
+    return []

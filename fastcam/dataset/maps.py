@@ -133,8 +133,9 @@ class Maps(Sequence[np.ndarray]):
         size   None for what was stored, a signed low map a layer as fp32, or finished ones; "input" or `(H, W)` for
                finished maps
         The columns are index, class, predicted, score and path, and `map`; of several layers' low maps `map_0` ...
-        Parquet and Zarr are written a shard at a time. ImportError where their packages, pyarrow and zarr, are missing,
-        ValueError for another ending, or maps that differ in size where they must be one array: in .npz and .zarr.
+        Parquet and Zarr are written a part at a time, each kind under another name until it is whole. ImportError where
+        the packages pyarrow and zarr are missing, ValueError for another ending, or maps that differ in size where they
+        must be one array: in .npz and .zarr.
         """
         from fastcam.dataset.exporting import export
 

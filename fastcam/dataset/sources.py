@@ -21,8 +21,13 @@ from fastcam.dataset.describing import fingerprint, listed_samples, plain, witho
 from fastcam.dataset.shards import Failure
 from fastcam.images import SUFFIXES, Preprocess, decoder_version, find_images
 
-_NAMES = ("EIO", "ESTALE", "EMFILE", "ENFILE", "ENOMEM", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "ENETUNREACH")
+_NAMES = (
+    *("EIO", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO", "EMFILE", "ENFILE", "ENOMEM", "ENOTCONN", "ECONNRESET"),
+    *("ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+)
 _OF_STORAGE = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
+_OF_THE_READER = (MemoryError, ImportError, NameError, getattr(torch, "AcceleratorError", ()))
+_FORKED = "Cannot re-initialize CUDA in forked"  # what a RuntimeError says in each reading process
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -175,10 +180,11 @@ class Batch:
 
 
 class _Readable(Dataset[Any]):
-    """A data set of which a sample that cannot be read is a `Failure`."""
+    """A data set of which a sample that cannot be read is a `Failure`, unless others cannot be read either."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset, self.names = dataset, names_of(dataset)
+        self._files, self._there = _files_of(dataset), 0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -187,7 +193,7 @@ class _Readable(Dataset[Any]):
         try:
             return index, self.dataset[index]
         except Exception as error:  # whatever a decoder raises
-            if _is_of_storage(error):
+            if _is_of_the_reader(error) or isinstance(error, FileNotFoundError) and self._all_are_gone():
                 raise
             name, reason = self.names[index] if self.names else None, said(error)
             if name is not None:  # where the files lie is not part of it
@@ -196,11 +202,34 @@ class _Readable(Dataset[Any]):
                 reason = reason.replace(path, name).replace(repr(path)[1:-1], repr(name)[1:-1])
             return index, Failure(index, name, reason)
 
+    def _all_are_gone(self) -> bool:
+        """Whether not one of the files is there, as when their disk is not; the last one that was is asked first."""
+        if not self._files or os.path.exists(self._files[self._there]):
+            return False
+        self._there = next((n for n, path in enumerate(self._files) if os.path.exists(path)), -1)
+        return self._there < 0
 
-def _is_of_storage(error: BaseException | None) -> bool:
-    """Whether it is not the sample that is at fault: the same one may be read later."""
+
+def _files_of(dataset: Any) -> Sequence[str | Path]:
+    """Where its samples lie, if it tells; what others than `ImageFiles` list may be names of something else."""
+    if isinstance(dataset, Subset):
+        return _files_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return [path for part in dataset.datasets for path in _files_of(part)]
+    if isinstance(dataset, ImageFiles):
+        return dataset.paths
+    match getattr(dataset, "samples", None):
+        case [[str() | Path() as first, *_], *_] as listed if os.path.exists(first):
+            return [sample[0] for sample in listed if isinstance(sample, tuple | list)]
+    return ()
+
+
+def _is_of_the_reader(error: BaseException | None) -> bool:
+    """Whether it is not the sample that is at fault: the same one may be read later, or none can be."""
     while error is not None:
-        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno in _OF_STORAGE:
+        if isinstance(error, _OF_THE_READER) and not isinstance(error, UnboundLocalError):
+            return True
+        if isinstance(error, OSError) and error.errno in _OF_STORAGE or _FORKED in str(error):
             return True
         error = error.__cause__
     return False

@@ -154,12 +154,16 @@ class Worker:
 
     def _read(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         waiting = iter(batches)
-        while True:
-            with self.stages.timed(READING):
-                batch = next(waiting, None)
-            if batch is None:
-                return
-            yield batch
+        try:
+            while True:
+                with self.stages.timed(READING):
+                    batch = next(waiting, None)
+                if batch is None:
+                    return
+                yield batch
+        finally:  # else they would go on until the frames of an error are collected, and be waited for then
+            if end_readers := getattr(waiting, "_shutdown_workers", None):
+                end_readers()
 
     def _spread(self) -> Iterable[Batch]:
         """A few samples from everywhere, one a batch."""
