@@ -273,9 +273,9 @@ def test_notebooks_show_maps_with_a_slider():
     assert "a&lt;b" in found._repr_html_() and "target 3<br>p=" in found._repr_html_()
     answers = fastcam.explain(tiny(), x.repeat(4, 1, 1, 1), ["gradcam", "layercam"], ["body", "tail"], [[0, 1]] * 12)
     signed = fastcam.explain(tiny(), x, "hirescam", "body", 1, normalize=False, size=None)
-    for text, rows, columns in ((answers._repr_html_(), 16, 4), (signed._repr_html_(), 3, 1)):
-        assert text.count("data:image/png;base64,") == rows * columns
-    assert "<span>layercam body</span>" in answers._repr_html_() and "The first 16 of 24." in answers._repr_html_()
+    text = answers._repr_html_()
+    assert text.count("data:image/png;base64,") == 16 * 4 and signed._repr_html_().count("image/png") == 3
+    assert "<span>layercam body</span>" in text and "The first 16 of 24." in text
     many = fastcam.Saliency(tiny())(torch.rand(70, 3, 8, 8), 2)._repr_html_()
     assert "The first 64 of 70." in many and many.count("image/png") == 64
 
