@@ -6,6 +6,8 @@ import io
 import json
 import re
 import shutil
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +19,19 @@ import fastcam
 from fastcam import EigenCAM, GradCAM, LayerCAM, attribute_dataset, open_maps, write_report
 from fastcam.cli import main
 from fastcam.images import Preprocess
+from fastcam.report import settings
+from fastcam.report.columns import Column
 from fastcam.report.pictures import budget, map_side, tile, tile_side
 
 from models import tiny
 from reports import CLASSES, HOSTILE, Page, explained, photos
+
+FAST = asdict(fastcam.Optimize(dtype="bf16"))
+NET = {"class": "ResNet", "dtype": ["float32"], "fingerprint": "2"}
+
+
+def column(out, **made):
+    return Column(Path(out), "gradcam", ["layer4"], "predicted class", [], None, None, settings=made)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +94,9 @@ def test_methods_stand_side_by_side(images, run, tmp_path):
     explained(images, third, EigenCAM)
     made = Page(write_report([run, other, third], tmp_path / "page.html", images=images))
     told = [(m["name"], m["layers"], m["explained"]) for m in made.data["methods"]]
+    assert [(m["title"], m["settings"]) for m in made.data["methods"]] == [
+        (name, ["TinyNet, float32"]) for name, *_ in told
+    ]
     assert told == [
         ("GradCAM", ["tail"], "true class"),
         ("LayerCAM", ["body"], "predicted class"),
@@ -97,12 +111,42 @@ def test_methods_stand_side_by_side(images, run, tmp_path):
         write_report([run, tmp_path / "few-maps"], images=images)
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ([column("a")], ["gradcam"]),
+        ([column("exact"), column("fast", optimize=FAST)], ["gradcam", "gradcam (fast mode: dtype=bf16)"]),
+        ([column("a", model="resnet18"), column("b", model="resnet50")], ["gradcam (resnet18)", "gradcam (resnet50)"]),
+        ([column("a", weights="x/1.pt"), column("b")], ["gradcam (weights 1.pt)", "gradcam"]),
+        ([column("a", k=2, eigen_smooth=True), column("b", k=3)], ["gradcam (k=2; eigen_smooth)", "gradcam (k=3)"]),
+        (
+            [column("runs/18", model=NET | {"fingerprint": "1"}), column("runs/50", model=NET)],
+            ["gradcam (18)", "gradcam (50)"],
+        ),
+        ([column("a/maps"), column("b/maps")], ["gradcam (a/maps)", "gradcam (b/maps)"]),
+        ([column("a"), column("a")], ["gradcam (1)", "gradcam (2)"]),
+    ],
+)
+def test_titles_say_what_sets_columns_apart(columns, expected):
+    assert settings.titles(columns) == expected
+
+
 def test_folders_may_be_the_labels(images, tmp_path):
     maps = explained(images, tmp_path / "run", targets="predicted")
     made = Page(write_report(tmp_path / "run", images=images))
     assert made.data["labels"] is None and made.data["classes"] == {}
     made = Page(write_report(tmp_path / "run", images=images, labels=True))
     assert made.data["labels"] == [int(name[len("class-")]) for name in maps.paths]
+    assert made.data["classes"] == {str(n): f"class-{n}" for n in range(5)}
+    out = tmp_path / "out"
+    some = [str(images / "class-0"), str(images / "class-3/photo-3.jpg")]
+    assert main(["explain", *some, "--model", "models:tiny", "--size", "32", "--device", "cpu", "--out", str(out)]) == 0
+    with pytest.raises(ValueError, match="give that, --images"):
+        write_report(out, labels=True)
+    with pytest.raises(ValueError, match="class-0, and the images lie in none"):
+        write_report(out, images=images / "class-0", labels=True)
+    made = Page(write_report(out, images=images, labels=True))
+    assert made.data["labels"] == [int(name.split("class-")[1][0]) for name in made.data["names"]]
     assert made.data["classes"] == {str(n): f"class-{n}" for n in range(5)}
 
 
@@ -114,11 +158,13 @@ def test_what_explain_wrote(images, tmp_path):
         shutil.copy(images / name, tmp_path / "some" / ("b.png" if n == 2 else name.partition("/")[2]))
     assert main([*shared, str(tmp_path / "some"), "--target", "2"]) == 0
     assert main([*shared, str(images / "class-4/photo-4.jpg"), "--method", "saliency"]) == 0
-    with pytest.raises(ValueError, match="have no image in common"):
+    with pytest.raises(ValueError, match='out holds maps made in two ways: method "gradcam" and "saliency"'):
         write_report(out)
     for left in out.glob("photo-4.*"):
         left.unlink()
     (out / "notes.json").write_text('{"image": 3}')
+    record = json.loads((out / "b.json").read_text())
+    (out / "b.json").write_text(json.dumps({**record, "fastcam": "0.0", "device": "cuda", "agreement": {}}))
     made = Page(write_report(out))
     (method,) = made.data["methods"]
     assert (method["name"], method["explained"], method["target"]) == ("gradcam", "class 2", [2, 2, 2])
@@ -225,14 +271,29 @@ def test_notebooks_show_maps_with_a_slider():
         assert text.count("data:image/jpeg;base64,") == rows * (1 + columns)
         assert not re.search(r"\sid=|<script|https?:", text)
     assert "a&lt;b" in found._repr_html_() and "target 3<br>p=" in found._repr_html_()
+    answers = fastcam.explain(tiny(), x.repeat(4, 1, 1, 1), ["gradcam", "layercam"], ["body", "tail"], [[0, 1]] * 12)
+    signed = fastcam.explain(tiny(), x, "hirescam", "body", 1, normalize=False, size=None)
+    text = answers._repr_html_()
+    assert text.count("data:image/png;base64,") == 16 * 4 and signed._repr_html_().count("image/png") == 3
+    assert "<span>layercam body</span>" in text and "The first 16 of 24." in text
     many = fastcam.Saliency(tiny())(torch.rand(70, 3, 8, 8), 2)._repr_html_()
     assert "The first 64 of 70." in many and many.count("image/png") == 64
+
+
+def test_notebooks_show_the_first_maps_of_a_run(images, run, monkeypatch):
+    maps = open_maps(run)
+    assert maps._repr_html_() is None, "the images are not found from here"
+    monkeypatch.chdir(images)
+    text = maps._repr_html_()
+    assert text.count("data:image/png;base64,") == 8 and "The first 8 of 24." in text
+    assert f"{maps.paths[7]}<br>target 1<br>p={maps.score[7]:.2f}" in text
 
 
 def test_notebooks_show_signals_as_text():
     net = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(40, 3))
     found = fastcam.Saliency(net)(torch.rand(2, 1, 12), 1)
     assert found._repr_html_() is None and found._repr_png_() is None and "(2, 1, 12)" in repr(found)
+    assert fastcam.explain(net, torch.rand(2, 1, 12), "gradcam", "0")._repr_html_() is None
 
 
 def test_a_callable_target_has_its_name(images, tmp_path):

@@ -138,7 +138,10 @@ def test_a_method_is_chosen(page, made):
     before = page.do(pixels_of)
     choose(page, "method", "1")
     page.until(PAINTED)
-    assert page.do("$('about').textContent") == "LayerCAM \u00b7 body \u00b7 explains: predicted class"
+    assert (
+        page.do("$('about').textContent")
+        == "LayerCAM \u00b7 body \u00b7 explains: predicted class \u00b7 TinyNet, float32"
+    )
     assert page.do(pixels_of) != before
     predicted = len(set(open_maps(made / "two").predicted.tolist()))
     assert page.do("$('class').options.length") == 1 + predicted
@@ -179,6 +182,19 @@ def test_the_keyboard(page, made):
     assert page.do("document.querySelectorAll('#grid .tile[tabindex=\"0\"]').length") == 1
 
 
+def test_the_keyboard_where_there_is_no_image_before(page, made):
+    paths, name = open_maps(made / "one").paths, "$('large-name').textContent"
+    page.do("document.querySelectorAll('.tile')[1].click()")
+    page.do("$('before').focus()")
+    page.press("Enter", "Enter")
+    assert page.do(name) == paths[0] and page.do("document.activeElement.id + $('before').ariaDisabled") == "beforetrue"
+    page.press("ArrowRight")
+    assert page.do(name) == paths[1]
+    page.do("document.activeElement.blur()")  # as a click beside the buttons does
+    page.press("ArrowRight")
+    assert page.do(name) == paths[2] and page.do("$('before').ariaDisabled") == "false"
+
+
 def test_what_a_screen_reader_reads(page, made):
     record = open_maps(made / "one").record(6)
     label = page.do("document.querySelector('[aria-posinset=\"7\"] .tile').ariaLabel")
@@ -196,6 +212,14 @@ def test_a_phone(page):
     page.do("document.querySelector('.tile').click()")
     assert page.do("$('large').getBoundingClientRect().right <= 360 && $('large').scrollWidth <= 360")
     page.press("Escape")
+    page.until("!$('large').open")
+    page.resize(667, 375)  # on its side
+    page.do("scrollTo(0, 300)")
+    page.until("$('bar').getBoundingClientRect().bottom <= 0")
+    page.do("document.querySelector('.tile').click()")
+    assert page.do("$('large').getBoundingClientRect().right <= 667 && $('large').scrollWidth <= 667")
+    tops = page.do("[...document.querySelectorAll('#large .picture')].map((p) => p.getBoundingClientRect().top)")
+    assert len(set(tops)) == 1
 
 
 @pytest.mark.parametrize("dark", [False, True])

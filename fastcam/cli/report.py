@@ -21,7 +21,8 @@ def add_to(commands: Any) -> None:
     text = "folder that the images' recorded paths are relative to; needed where they are not found without it"
     parser.add_argument("--images", metavar="DIR", type=Path, help=text)
     parser.add_argument("--file", type=Path, help="where it is written; default: report.html in OUT")
-    text = "the images' sub-folders are their classes, which tells wrong predictions; known anyhow after --target label"
+    text = "the images' sub-folders are their classes, which tells wrong predictions; known anyhow after --target "
+    text += "label. For the output of `explain` with --images, their folder"
     parser.add_argument("--labels", action="store_true", help=text)
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--tile", type=positive, metavar="PIXELS", help="side of an image; default: by their number")

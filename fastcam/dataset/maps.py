@@ -92,6 +92,12 @@ class Maps(Sequence[np.ndarray]):
         failed = f", {len(self.failed)} failed" if self.failed else ""
         return f"Maps({method}, {len(self)} of {total} images{failed})"
 
+    def _repr_html_(self) -> str | None:
+        """The first maps over their images, with a slider, where these are found as a report without `images` does."""
+        from fastcam.report.notebook import slider_of_run
+
+        return slider_of_run(self)
+
     def read(self, index: int, size: Size = "input") -> np.ndarray:
         """A finished map in [0, 1], at the size of the image, `(H, W)`, or another; for None at the size stored."""
         wanted = self._sizes[self._place(index)] if size == "input" else size

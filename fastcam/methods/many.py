@@ -23,6 +23,7 @@ from fastcam.methods.fullgrad import FullGrad
 from fastcam.record import unwrap
 from fastcam.targets import Targets, part_of, per_image
 
+_SHOWN = 8  # images in a notebook
 _fast_calls: weakref.WeakKeyDictionary[nn.Module, FastCalls] = weakref.WeakKeyDictionary()  # the last of each model
 
 
@@ -33,6 +34,16 @@ class Answers(dict[str, dict[str, Tensor]]):
     """
 
     agreement: Mapping[str, Agreement] = MappingProxyType({})
+    _images: Tensor | None = None  # the first ones, to show them
+    _normalized = True
+
+    def _repr_html_(self) -> str | None:
+        """The maps of the first images over them, with a slider; of what is no image in two dimensions nothing."""
+        if self._images is None:
+            return None
+        from fastcam.report.notebook import slider_of_answers
+
+        return slider_of_answers(self, self._images, self._normalized)
 
 
 def explain(
@@ -97,7 +108,9 @@ def explain(
     answers = Answers()
     for name, cam in cams.items():
         answers[name] = dict(zip(["all layers"] if cam.target_layers == [] else names, found[name], strict=True))
-    answers.agreement = agreement
+    answers.agreement, answers._normalized = agreement, normalize
+    if x.image.ndim == 4:
+        answers._images = x.image[:_SHOWN].detach().clone()  # a copy, so that answers keep no batch alive
     return answers
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from fastcam.dataset import manifest
 from fastcam.dataset.maps import Maps, open_maps
 from fastcam.images import Preprocess
+from fastcam.report import settings
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Column:
     preprocess  how image files became pictures; None if that is not known
     failed      path and reason of each sample without a map
     classes     names by index
+    settings    what else the maps were made with, by name
     """
 
     out: Path
@@ -56,10 +59,10 @@ class Column:
     labelled: bool = False
     failed: list[dict[str, Any]] = field(default_factory=list)
     classes: dict[int, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 _EXPLAINED = {"predicted": "predicted class", "label": "true class"}
-_OF_IMAGES = ("image", "predicted", "explained", "agreement")
 
 
 def columns_of(out: Path) -> list[Column]:
@@ -68,7 +71,7 @@ def columns_of(out: Path) -> list[Column]:
     ValueError if it holds no maps, no finished shard, or shards of another run than its manifest's.
     """
     if (out / manifest.NAME).exists():
-        return [_of_maps(open_maps(out))]
+        return [column_of(open_maps(out))]
     if not out.is_dir():
         raise ValueError(f"no folder {out}")
     if not (found := list(_of_records(out))):
@@ -76,12 +79,13 @@ def columns_of(out: Path) -> list[Column]:
     return found
 
 
-def _of_maps(maps: Maps) -> Column:
+def column_of(maps: Maps, most: int | None = None) -> Column:
+    """That of a run, or of its first maps."""
     about, targets = maps.manifest, maps.manifest["targets"]
     numbers = zip(maps.indices, maps.target, maps.predicted, maps.score, strict=True)
     rows = [
         Row(maps.paths[i], int(index), int(target), int(predicted), float(score), partial(maps.read, i, None))
-        for i, (index, target, predicted, score) in enumerate(numbers)
+        for i, (index, target, predicted, score) in enumerate(islice(numbers, most))
     ]
     found = about["dataset"].get("preprocess")
     explained = _EXPLAINED[targets] if targets in ("predicted", "label") else _class(targets)
@@ -95,27 +99,26 @@ def _of_maps(maps: Maps) -> Column:
         None if found is None else Preprocess(**found),
         targets == "label",
         [{"path": f["path"] or f"sample {f['index']}", "reason": f["reason"]} for f in maps.failed],
+        settings=settings.of_manifest(about),
     )
 
 
 def _class(targets: Any) -> str:
     """An index, or a callable by its name."""
-    if isinstance(targets, dict):
-        targets = next((targets[key] for key in ("class", "function", "partial", "method") if key in targets), "target")
-        return _class(targets)
+    targets = settings.name_of(targets)
     return f"class {targets}" if isinstance(targets, int) else str(targets).rpartition(".")[2]
 
 
 def _of_records(out: Path) -> Iterator[Column]:
-    """A column for the records that agree in all but the image and its classes."""
+    """A column for the records that agree in how the map was made, whatever the version and the device."""
     groups: dict[str, Column] = {}
     for file in sorted(out.glob("*.json")):
         record = _record(file)
         if record is None:
             continue
-        about = {name: value for name, value in record.items() if name not in _OF_IMAGES}
-        key = json.dumps(about, sort_keys=True)
-        column = groups.setdefault(key, _column_of_record(out, record))
+        column = _column_of_record(out, record)
+        made = [column.method, column.layers, column.settings, record["preprocess"]]
+        column = groups.setdefault(json.dumps(made, sort_keys=True), column)
         classes = [record[name] or {"class": -1, "score": None} for name in ("explained", "predicted")]
         column.classes |= {c["class"]: c["name"] for c in classes if "name" in c}
         explained, predicted = classes
@@ -145,7 +148,9 @@ def _record(file: Path) -> dict[str, Any] | None:
 
 def _column_of_record(out: Path, record: Mapping[str, Any]) -> Column:
     layers = record.get("layer") or []
-    return Column(out, record["method"], layers, "predicted class", [], None, Preprocess(**record["preprocess"]))
+    seen = Preprocess(**record["preprocess"])
+    made = settings.of_record(record)
+    return Column(out, record["method"], layers, "predicted class", [], None, seen, settings=made)
 
 
 def _stored_map(file: Path) -> np.ndarray:

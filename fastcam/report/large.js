@@ -5,7 +5,7 @@ let opened = -1; // which of those shown is large
 
 function figure(place, m) {
   const made = element("figure"), frame = pictureFrame();
-  const caption = element("figcaption", "", m < 0 ? "image" : methodTitle(m));
+  const caption = element("figcaption", "", m < 0 ? "image" : page.methods[m].title);
   const label = page.labels && page.labels[place] >= 0 ? "is " + className(page.labels[place]) : "";
   const line = element("span", m >= 0 && isWrong(place, m) ? "wrong" : "", m < 0 ? label : said(place, m));
   fill(frame, place, m);
@@ -20,8 +20,9 @@ function open(n) {
   $("large-name").textContent = page.names[place];
   $("large-about").textContent = `${n + 1} of ${shown.length}`;
   $("large-maps").replaceChildren(...[-1, ...page.methods.keys()].map((m) => figure(place, m)));
-  $("before").disabled = n === 0;
-  $("after").disabled = n === shown.length - 1;
+  // A disabled button would lose the focus.
+  $("before").setAttribute("aria-disabled", n === 0);
+  $("after").setAttribute("aria-disabled", n === shown.length - 1);
   if (!large.open) large.showModal();
 }
 
@@ -31,8 +32,8 @@ $("after").addEventListener("click", () => step(1));
 $("close").addEventListener("click", () => large.close());
 large.addEventListener("click", (event) => event.target === large && large.close());
 large.addEventListener("close", () => go(opened));
-large.addEventListener("keydown", (event) => {
-  if (event.target.type === "range" || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+document.addEventListener("keydown", (event) => {
+  if (!large.open || event.target.type === "range" || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
   event.preventDefault();
   step(event.key === "ArrowLeft" ? -1 : 1);
 });

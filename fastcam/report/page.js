@@ -44,16 +44,9 @@ function classOptions() {
 }
 
 function describe() {
-  const { name, layers, explained } = page.methods[method];
-  $("about").textContent = [name, layers.join(", "), "explains: " + explained].filter(Boolean).join(" \u00b7 ");
-}
-
-/** A method's name, with what sets it apart from others of that name. */
-function methodTitle(m) {
-  const here = page.methods[m], same = page.methods.filter((other) => other.name === here.name);
-  const differs = (key) => new Set(same.map((other) => String(other[key]))).size > 1;
-  const more = [differs("layers") && here.layers.join(", "), differs("explained") && here.explained].filter(Boolean);
-  return here.name + (more.length ? ` (${more.join("; ")})` : "");
+  const { name, layers, explained, settings } = page.methods[method];
+  const told = [name, layers.join(", "), "explains: " + explained, ...settings];
+  $("about").textContent = told.filter(Boolean).join(" \u00b7 ");
 }
 
 for (const slider of document.querySelectorAll(".opacity")) {
@@ -80,7 +73,7 @@ $("reset").addEventListener("click", () => {
 addEventListener("scroll", renderSoon, { passive: true });
 addEventListener("resize", renderSoon);
 
-options($("method"), [...page.methods.keys()].map((m) => [String(m), methodTitle(m)]));
+options($("method"), [...page.methods.keys()].map((m) => [String(m), page.methods[m].title]));
 options($("scheme"), Object.keys(schemes).map((name) => [name, name]));
 $("method-field").hidden = page.methods.length < 2;
 $("answers").hidden = !page.labels;

@@ -45,15 +45,15 @@ def write_report(
 
     It holds every image, small, with its maps, and needs no network: a grid with a slider for the maps' opacity, a
     choice of method and class, sorting by score, a filter on wrong predictions where labels are known, and the samples
-    that failed. 10,000 images are at most 60 MB.
+    that failed. 10,000 images by up to three methods are at most 60 MB, without a `tile`.
 
     out        a folder, or several of the same images, each a method of the page
     file       where it is written; None for report.html in the (first) folder
     images     the folder that the recorded paths are relative to; None if they are found without: from the current
                folder, or from the one that holds `out`. Or the pictures, by their place in the data set: a list, a
                tensor `(N, k, H, W)` in [0, 1], or a data set of such; of one that reads no files they must be given
-    labels     take the sub-folders of the images, sorted, for their classes; without, labels are known where they were
-               what was explained
+    labels     take the sub-folders of the images, sorted, for their classes; for what `fastcam explain` wrote, those of
+               the folder `images`. Without, labels are known where they were what was explained
     classes    names by index
     tile       pixels a side of an image; None for 256, 160 above 400 images and 96 above 2,000
     title      of the page
@@ -77,6 +77,8 @@ def write_report(
     table = table_of([column for folder in folders for column in columns_of(folder)], labels, classes)
     side = tile_side(len(table.keys)) if tile is None else check_count("tile", tile)
     pictures = Pictures(table, images, lost or (lambda _: None))
+    if labels and table.columns[0].dataset is None:
+        pictures.label(table, classes is None)
     path = folders[0] / "report.html" if file is None else Path(file)
     heading = title or _heading(table)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from fastcam.dataset.sources import ImageFiles
 from fastcam.images import Preprocess, as_image, encoded, shrunk
 from fastcam.report.columns import Row
 from fastcam.report.table import Table
@@ -72,7 +73,10 @@ class Pictures:
     """
 
     def __init__(self, table: Table, images: Any, lost: Missing) -> None:
-        self.lost, self.given = lost, None
+        self.lost = lost
+        self.given: Any = None
+        self.root: Path | None = None
+        self.place: tuple[Path, int] | None = None
         self.preprocess = table.columns[0].preprocess
         if images is not None and not isinstance(images, str | os.PathLike):
             self.given = images
@@ -80,12 +84,35 @@ class Pictures:
         first = table.columns[0].out
         if self.preprocess is None:
             raise ValueError(f"{first} is of no image files: pass the data set's pictures, images=, from Python")
-        self.folders = [Path(images)] if images is not None else [Path(), first.parent]
+        if images is not None:
+            self.root = Path(images)
+        self.folders = [Path(), first.parent] if self.root is None else [self.root]
         looked_at = [table.first(key).path for key in table.keys[:_LOOKED_AT]]
         self.place = self._most_found([path for path in looked_at if path is not None])
         if self.place is None:
             where = f"below {images}" if images is not None else "here"
             raise ValueError(f"the images of {first}, {looked_at[0]} say, are not {where}: give their folder, --images")
+
+    def label(self, table: Table, named: bool) -> None:
+        """Label a table by the sub-folders of the images' folder, as `ImageFiles` counts them.
+
+        named   name the classes after them
+        ValueError without a folder, or if no image lies in one below it.
+        """
+        if self.root is None:
+            raise ValueError("labels of `explain` are the sub-folders of its images' folder: give that, --images")
+        files, root = ImageFiles(self.root, skip=table.columns[0].out), Path(os.path.abspath(self.root))
+        known = dict(zip(files.names, files.labels, strict=True))
+        for key in table.keys:
+            path = Path(os.path.abspath(self._found(str(key)) or root))
+            label = known.get(path.relative_to(root).as_posix(), -1) if path.is_relative_to(root) else -1
+            if label >= 0:
+                table.labels[key] = label
+        if not table.labels:
+            raise ValueError(f"labels are the sub-folders of {self.root}, and the images lie in none")
+        if named:
+            folders = {label: name.partition("/")[0] for name, label in known.items() if label >= 0}
+            table.classes = folders | table.classes
 
     def of(self, row: Row) -> Any:
         """A picture as `as_image` takes it, or None."""
@@ -101,7 +128,7 @@ class Pictures:
             return None
 
     def _given(self, index: int) -> Any:
-        item = self.given[index]  # type: ignore[index]
+        item = self.given[index]
         return item[0] if isinstance(item, tuple | list) else item
 
     def _most_found(self, paths: Sequence[str]) -> tuple[Path, int] | None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from fastcam.report import settings
 from fastcam.report.columns import Column, Row
 
 ClassNames = Sequence[str] | Mapping[int, str] | None
@@ -36,14 +37,16 @@ class Table:
             "names": [f"image {row.index}" if row.path is None else row.path for row in found],
             "labels": [self.labels.get(key, -1) for key in self.keys] if self.labels else None,
             "classes": {str(index): name for index, name in self.classes.items()},
-            "methods": [self._described(place) for place in range(len(self.columns))],
+            "methods": [self._described(*numbered) for numbered in enumerate(settings.titles(self.columns))],
             "failed": self._failed(),
         }
 
-    def _described(self, place: int) -> dict[str, Any]:
+    def _described(self, place: int, title: str) -> dict[str, Any]:
         column, rows = self.columns[place], [self.rows[place].get(key) for key in self.keys]
         return {
             "name": column.method,
+            "title": title,
+            "settings": [settings.said(name, value) for name, value in column.settings.items()],
             "layers": column.layers,
             "explained": column.explained,
             "target": [-1 if row is None else row.target for row in rows],
@@ -58,7 +61,10 @@ class Table:
 
 
 def table_of(columns: list[Column], labels: bool, classes: ClassNames) -> Table:
-    """ValueError if the columns are of other images, or none of them has one."""
+    """The columns of the same images; `labels` takes the sub-folders of a run for them.
+
+    ValueError if the columns are of other images, or none of them has one.
+    """
     _check_same(columns)
     rows = [{row.key: row for row in column.rows} for column in columns]
     by_index = sorted({row.key: row.index for column in reversed(columns) for row in column.rows}.items(), key=_second)
@@ -68,7 +74,7 @@ def table_of(columns: list[Column], labels: bool, classes: ClassNames) -> Table:
     labelled = [row for column in columns if column.labelled for row in column.rows if row.target >= 0]
     known = {row.key: row.target for row in labelled}
     names = {index: name for column in columns for index, name in column.classes.items()}
-    if labels:
+    if labels and columns[0].dataset is not None:
         folders = _folders(columns)
         known = {key: folders.index(_folder(key)) for key in keys if _folder(key)}
         names = {**dict(enumerate(folders)), **names}
@@ -89,9 +95,7 @@ def _folder(key: str | int | None) -> str:
 
 def _folders(columns: Sequence[Column]) -> list[str]:
     """The classes as `ImageFiles` counts them: sorted, with those of which nothing could be explained."""
-    if any(column.dataset is None for column in columns):
-        raise ValueError("labels are the sub-folders of `fastcam run`: `fastcam explain` keeps no data set's order")
-    if all(len(c.rows) + len(c.failed) < c.dataset["samples"] for c in columns if c.dataset is not None):
+    if all(len(c.rows) + len(c.failed) < c.dataset["samples"] for c in columns):
         raise ValueError(f"labels are known when a run is complete, and {columns[0].out} is not")
     paths = [row.path for column in columns for row in column.rows]
     paths += [failure["path"] for column in columns for failure in column.failed]
@@ -103,9 +107,14 @@ def _folders(columns: Sequence[Column]) -> list[str]:
 def _check_same(columns: Sequence[Column]) -> None:
     first = columns[0]
     for column in columns[1:]:
-        if {_pictures(column), _pictures(first)} != {_pictures(first)}:
+        other = _pictures(column) != _pictures(first)
+        apart = column.dataset is None and not {r.key for r in column.rows} & {r.key for r in first.rows}
+        if (other or apart) and column.out == first.out:
+            made = "; ".join(settings.differences(first, column))
+            raise ValueError(f"{first.out} holds maps made in two ways: {made}: give each a folder of its own")
+        if other:
             raise ValueError(f"{column.out} is of other images than {first.out}, or of images cropped otherwise")
-        if column.dataset is None and not {r.key for r in column.rows} & {r.key for r in first.rows}:
+        if apart:
             raise ValueError(f"{column.out} and {first.out} have no image in common")
 
 
