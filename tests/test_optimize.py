@@ -412,10 +412,33 @@ def test_half_precision():
     assert next(fast_copy(cam).parameters()).dtype == torch.bfloat16 and cam.agreement.max_difference < 0.3
 
 
+@pytest.mark.parametrize(
+    ("dtype", "known", "computes"),
+    [
+        (torch.bfloat16, {"avx512_bw": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        (torch.bfloat16, {"avx512_bf16": False, "amx_bf16": True}, True),
+        (torch.float16, {"avx512_bf16": True, "avx512_fp16": False, "amx_fp16": False}, False),
+        (torch.float16, {"avx512_fp16": True}, True),
+        (torch.bfloat16, {"architecture": "aarch64", "bf16": True}, True),  # oneDNN has asked
+    ],
+)
+def test_a_cpu_that_would_have_to_convert_lacks_the_type(dtype, known, computes, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    supported = True
+    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: supported, raising=False)
+    assert settings._computes(torch.device("cpu"), dtype) == computes
+    supported = False
+    assert not settings._computes(torch.device("cpu"), dtype)
+
+
 def test_what_is_no_setting_is_an_error(monkeypatch):
     net, x = small()
     with pytest.raises(ValueError, match="dtype must be None, 'bf16' or 'fp16', got 'int8'"):
         Optimize(dtype="int8")
+    with pytest.raises(TypeError, match="fold must be True or False, got 'no'"):
+        Optimize(fold="no")
     with pytest.raises(ValueError, match="pass compile=True"):
         Optimize(cuda_graphs=True)
     with pytest.raises(TypeError, match="optimize must be True, False or fastcam.Optimize"):
@@ -535,7 +558,7 @@ def test_the_commands(tmp_path, capsys):
         pixels = ((image * 0.25 + 0.45).clamp(0, 1) * 255).byte().movedim(0, -1).numpy()
         Image.fromarray(pixels).save(folder / f"{n}.png")
     common = [str(folder), "--model", "models:tiny", "--size", "32", "--device", "cpu", "--layer", "body"]
-    fast = ["--optimize", "--optimize-option", "channels_last=False", "--out"]
+    fast = ["--optimize", "--optimize-option", "channels_last=false", "--out"]
     assert main(["explain", *common, *fast, str(tmp_path / "maps")]) == 0
     assert "agreement with the exact maps: largest difference" in capsys.readouterr().out
     record = json.loads((tmp_path / "maps" / "0.json").read_text())
@@ -553,6 +576,7 @@ def test_the_commands(tmp_path, capsys):
         (["--optimize-option", "fold=False"], "--optimize-option is a setting of --optimize"),
         (["--optimize", "--optimize-option", "speed=9"], "no setting 'speed'"),
         (["--optimize", "--optimize-option", "dtype=int8"], "dtype must be None"),
+        (["--optimize", "--optimize-option", "fold=no"], "fold must be True or False"),
     ]:
         assert main(["explain", *common, *wrong, "--out", str(tmp_path / "wrong")]) == 2
         assert message in capsys.readouterr().err
