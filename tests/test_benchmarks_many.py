@@ -264,3 +264,15 @@ def test_fast_mode_checks_itself(toy):
         bench_optimize.check({**outputs, "fast": outputs["fast"][:, ::-1]})
     with pytest.raises(AssertionError, match="maps are empty"):
         bench_optimize.check({**outputs, "exact": 0 * outputs["exact"]})
+
+
+def test_a_side_that_is_not_compiled_is_left_out(toy, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("not here")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    sides = bench_optimize.sides(toy, graphs=False)
+    sides = {name: sides[name] for name in ("fast", "fast compiled")}
+    comparison = side_by_side.SideBySide(sides, side_by_side.wall_clock("cpu"), may_fail=["fast compiled"])
+    assert comparison.warm_up().keys() == {"fast"}
+    assert "is not compiled" in comparison.not_supported["fast compiled"] and sides["fast compiled"].blocks == 0

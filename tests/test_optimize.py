@@ -10,6 +10,7 @@ import shutil
 import threading
 import warnings
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from fastcam import Agreement, GradCAM, LayerCAM, Optimize
 from fastcam.cli import main
 from fastcam.fast import settings
 from fastcam.fast.agreement import agreement_of
-from fastcam.fast.compiled import blocks
+from fastcam.fast.compiled import blocks, compiled_blocks
 from fastcam.fast.folding import Folded
 from fastcam.methods import ATTENTION, METHODS
 from fastcam.methods.fullgrad import FullGrad
@@ -479,9 +480,8 @@ def test_blocks_are_outside_of_the_layer():
 @pytest.fixture
 def eager_compiler(monkeypatch):
     """`torch.compile` up to its backend, which runs what was captured: seconds less than with a C++ compiler."""
-    compiled = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None: compiled(f, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     yield
     torch._dynamo.reset()
 
@@ -500,20 +500,46 @@ def test_what_is_compiled_gives_the_same_maps(eager_compiler):
     assert before[0] == after[0]
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch):
-    net, x = tiny(), torch.randn(2, 3, 20, 24)
+def test_every_block_is_compiled_for_every_size(monkeypatch):
+    """PyTorch stops after eight of the same code, here after two, and runs what comes then as it is."""
+    graphs = []
 
-    def broken(graph, inputs):
-        raise NotImplementedError("no such backend")
+    def counted(graph, _):
+        graphs.append(graph)
+        return graph.forward
 
-    compiled = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None: compiled(f, backend=broken))
-    cam = GradCAM(net, "tail", optimize=Optimize(compile=True))
-    with pytest.warns(UserWarning, match="'stem' is not compiled") as caught:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counted))
+    parts = [nn.Sequential(nn.Conv2d(n, n + 1, 1), nn.ReLU()) for n in (3, 4, 5)]
+    net = nn.Sequential(*parts, nn.Conv2d(6, 4, 1), nn.Flatten()).eval()
+    cam = GradCAM(net, "3", optimize=Optimize(fold=False, compile=True))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for n, size in enumerate((2, 3, 4), 1):
+            for _ in range(2):
+                cam(torch.rand(size, 3, 2, 2), 1)
+                assert len(graphs) == 3 * n
+    assert compiled_blocks(fast_copy(cam)) == ["0", "1", "2"]
+    torch._dynamo.reset()
+
+
+def broken(*_, **__):
+    raise RuntimeError("not here")
+
+
+@pytest.mark.parametrize(("where", "block"), [("forward", "stem"), ("backward", "body"), ("Python", "stem")])
+def test_what_cannot_be_compiled_runs_as_it_is(where, block, monkeypatch):
+    from torch._dynamo.backends.common import aot_autograd
+
+    net, x = tiny(), torch.randn(2, 3, 20, 24)
+    torch._dynamo.reset()
+    backend = broken if where == "forward" else aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=broken)
+    compiler = broken if where == "Python" else partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", compiler)
+    cam = GradCAM(net, "stem", optimize=Optimize(compile=True))
+    with pytest.warns(UserWarning, match=f"'{block}' is not compiled.*: RuntimeError: not here") as caught:
         found = cam(x, 1)
-    assert len(caught) == 1 and caught[0].filename == __file__
-    assert np.abs(found - GradCAM(net, "tail")(x, 1)).max() < 1e-4
+    assert len(caught) == 1 and caught[0].filename == __file__ and block not in compiled_blocks(fast_copy(cam))
+    assert np.abs(found - GradCAM(net, "stem")(x, 1)).max() < 1e-4
     with pytest.warns(UserWarning, match="TinyNet is not compiled: AblationCAM looks inside of it"):
         fastcam.AblationCAM(net, "tail", optimize=Optimize(compile=True))(x, 1)
     torch._dynamo.reset()

@@ -6,7 +6,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.fast.agreement import Agreement, agreement_of, random_state
+from fastcam.fast.compiled import compiling
 from fastcam.fast.copies import FastModel, Wanted
 from fastcam.fast.settings import Optimize
 from fastcam.inputs import Inputs
@@ -76,7 +77,7 @@ class FastCalls:
         if self.settings.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         try:
-            with _graphs_kept() if self.settings.compile else nullcontext():
+            with compiling() if self.settings.compile else nullcontext():
                 if not first:
                     return bound, answer(bound, fast.inputs(x), targets), fast.measured.get(key, {})
                 maps, agreement = self._compared(cams, bound, fast, x, targets, answer, normalized)
@@ -138,13 +139,6 @@ class FastCalls:
         if outputs is None or self.settings.dtype is None and not self.settings.cuda_graphs:
             return outputs
         return outputs.to(x.image.dtype if outputs.is_floating_point() else outputs.dtype, copy=True)
-
-
-def _graphs_kept() -> AbstractContextManager[Any]:
-    """Compiled blocks may not write into what a second backward pass of theirs needs."""
-    from torch._functorch import config
-
-    return config.patch(donated_buffer=False)
 
 
 def _wanted_by(cams: Cams, layers: tuple[nn.Module, ...], x: Inputs) -> Wanted:
