@@ -37,14 +37,12 @@ class Block:
     compiled   whether it has not failed
     """
 
-    def __init__(
-        self, name: str, module: nn.Module, mode: str | None, failed: Callable[[str, Exception], None]
-    ) -> None:
+    def __init__(self, name: str, module: nn.Module, failed: Callable[[str, Exception], None]) -> None:
         self._name, self._plain, self._failed = name or type(module).__name__, module.forward, failed
         self._compiled: Callable[..., Any] | None = None
         try:
             # Not dynamic: the shapes of blocks that share their code differ, which does not make them change.
-            self._compiled = torch.compile(module.forward, mode=mode, dynamic=False, **_APART)
+            self._compiled = torch.compile(module.forward, dynamic=False, **_APART)
         except RuntimeError as error:  # a Python that PyTorch does not compile for
             failed(self._name, error)
 
@@ -62,13 +60,10 @@ class Block:
         return self._compiled is not None
 
 
-def compile_blocks(
-    net: nn.Module, layers: Container[nn.Module], cuda_graphs: bool, failed: Callable[[str, Exception], None]
-) -> None:
+def compile_blocks(net: nn.Module, layers: Container[nn.Module], failed: Callable[[str, Exception], None]) -> None:
     """In place; `failed(name, error)` is called for a block that cannot be compiled, which then runs as it is."""
-    mode = "reduce-overhead" if cuda_graphs else None
     for name, module in list(blocks(net, layers)):
-        module.forward = Block(name, module, mode, failed)  # a module's call finds it behind its hooks
+        module.forward = Block(name, module, failed)  # a module's call finds it behind its hooks
 
 
 def compiled_blocks(net: nn.Module) -> list[str]:

@@ -20,9 +20,9 @@ class Optimize:
     dtype           "bf16" or "fp16" for parameters and images; None leaves them as they are
     compile         `torch.compile` what comes before and behind the target layers, each block of modules by itself,
                     for each size of batch anew
-    cuda_graphs     with `compile` on an NVIDIA GPU: launch each compiled block as one CUDA graph, for small batches,
-                    where launches take longer than the work
-    Raises ValueError for another dtype, and for `cuda_graphs` without `compile`; TypeError for a flag that is no bool.
+    cuda_graphs     on an NVIDIA GPU: launch a whole call, run, gradient and maps, as one CUDA graph; of up to 16
+                    images, where launches take longer than the work
+    Raises ValueError for another dtype, TypeError for a flag that is no bool.
 
     >>> Optimize(dtype="bf16")
     Optimize(fold=True, channels_last=True, dtype='bf16', compile=False, cuda_graphs=False)
@@ -40,8 +40,6 @@ class Optimize:
                 raise TypeError(f"{name} must be True or False, got {value!r}")
         if self.dtype is not None and self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be None, {' or '.join(map(repr, _DTYPES))}, got {self.dtype!r}")
-        if self.cuda_graphs and not self.compile:
-            raise ValueError("cuda_graphs are those of compiled blocks: pass compile=True too")
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
