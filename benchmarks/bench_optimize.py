@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from benchmarks.session import SETTINGS
 from benchmarks.settings import Settings
 from benchmarks.side_by_side import SideBySide, wall_clock
 from fastcam import GradCAM, Optimize
+from fastcam.fast.compiled import compiled_blocks
 
 BATCHES = {"cpu": (1, 4), "cuda": (1, 256)}
 FAST = {
@@ -26,7 +28,10 @@ FAST = {
     "fast bf16": Optimize(dtype="bf16"),
     "fast bf16 compiled": Optimize(dtype="bf16", compile=True),
 }
-GRAPHED = {"fast graphed": Optimize(compile=True, cuda_graphs=True)}
+GRAPHED = {
+    "fast graphed": Optimize(cuda_graphs=True),
+    "fast graphed compiled": Optimize(compile=True, cuda_graphs=True),
+}
 TOLERANCE = 1e-3  # of maps in [0, 1], in fp32
 
 
@@ -38,6 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def bench_optimize(benchmark: Any, row: dict[str, Any], settings: Settings, model: str, batch: int) -> None:
+    torch._dynamo.reset()  # of what earlier rows have compiled
     device = str(settings.device)
     row.update(batch=batch, method="gradcam", dtype="float32")
     calls = sides(Problem.of(model, batch, device), graphs=device == "cuda" and batch == 1)
@@ -46,33 +52,46 @@ def bench_optimize(benchmark: Any, row: dict[str, Any], settings: Settings, mode
     comparison = SideBySide(calls, wall_clock(device), may_fail=optional)
     outputs = comparison.warm_up()
     row.update(check(outputs))
+    compiled = [name for name in comparison.sides if name in FAST | GRAPHED and (FAST | GRAPHED)[name].compile]
+    row["compiled_blocks"] = {name: calls[name].blocks for name in compiled}
     del outputs
     gc.collect()
     row.update(timed(benchmark, comparison, settings.repetitions, batch))
 
 
-def sides(problem: Problem, graphs: bool) -> dict[str, Callable[[], Any]]:
+def sides(problem: Problem, graphs: bool) -> dict[str, Any]:
     """The calls to compare, each with a network of its own."""
-    calls: dict[str, Callable[[], Any]] = {"forward": forward(problem.copied())}
-    calls["exact"] = _explained(problem.copied(), None)
-    calls |= {name: _explained(problem.copied(), optimize) for name, optimize in FAST.items()}
+    calls: dict[str, Any] = {"forward": forward(problem.copied())}
+    calls["exact"] = _Explained(problem.copied(), None)
+    calls |= {name: _Explained(problem.copied(), optimize) for name, optimize in FAST.items()}
     if graphs:
         calls["graphed forward"] = _Graphed(problem.copied())
-        calls |= {name: _explained(problem.copied(), optimize) for name, optimize in GRAPHED.items()}
+        calls |= {name: _Explained(problem.copied(), optimize) for name, optimize in GRAPHED.items()}
     return calls
 
 
-def _explained(problem: Problem, optimize: Optimize | None) -> Callable[[], np.ndarray]:
-    """A method that is made at the first call, where a setting that the device lacks is an error."""
-    made: list[GradCAM] = []
+class _Explained:
+    """A method that is made at the first call, where it is an error to lack a type, not to be compiled or captured."""
 
-    def call() -> np.ndarray:
-        if not made:
-            made.append(GradCAM(problem.net, problem.layer, optimize=optimize))
-            made[0](problem.x, problem.targets)  # which is compared with the exact one
-        return made[0](problem.x, problem.targets)
+    def __init__(self, problem: Problem, optimize: Optimize | None) -> None:
+        self._problem, self._optimize = problem, optimize
+        self._cam: GradCAM | None = None
 
-    return call
+    def __call__(self) -> np.ndarray:
+        problem = self._problem
+        if self._cam is None:
+            self._cam = GradCAM(problem.net, problem.layer, optimize=self._optimize)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", ".* is not (compiled|captured)")
+                for _ in range(2):  # the first is compared with the exact one, the second captured
+                    self._cam(problem.x, problem.targets)
+        return self._cam(problem.x, problem.targets)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of modules are compiled."""
+        fast = getattr(self._cam, "_fast", None)
+        return 0 if fast is None else len(compiled_blocks(fast._fast.net))
 
 
 class _Graphed:

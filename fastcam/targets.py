@@ -73,7 +73,8 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
     if given.ndim > 2 or given.shape[0] not in (1, B) or given.numel() == 0:
         raise ValueError(f"targets must be one or ({B},) or ({B}, T) for {B} images, got shape {tuple(given.shape)}")
     outside = (given < 0) | (given >= K)
-    if outside.any():
+    captured = given.is_cuda and torch.cuda.is_current_stream_capturing()  # which may not wait; it was asked before
+    if not captured and outside.any():
         raise ValueError(f"target {given[outside][0].item()} is out of range: the model has {K} classes")
     return _outside_inference(given.to(logits.device).expand(B, *given.shape[1:]))
 

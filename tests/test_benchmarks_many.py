@@ -271,3 +271,15 @@ def test_fast_mode_checks_itself(toy):
 def test_several_samples_by_their_formula(toy, method):
     maps = METHODS[method](toy.net, toy.layer, samples=3)(toy.x, toy.targets)
     np.testing.assert_allclose(changed.MAPS[method](toy, samples=3), maps, atol=1e-5)
+
+
+def test_a_side_that_is_not_compiled_is_left_out(toy, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("not here")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    sides = bench_optimize.sides(toy, graphs=False)
+    sides = {name: sides[name] for name in ("fast", "fast compiled")}
+    comparison = side_by_side.SideBySide(sides, side_by_side.wall_clock("cpu"), may_fail=["fast compiled"])
+    assert comparison.warm_up().keys() == {"fast"}
+    assert "is not compiled" in comparison.not_supported["fast compiled"] and sides["fast compiled"].blocks == 0

@@ -10,6 +10,7 @@ import shutil
 import threading
 import warnings
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from fastcam import Agreement, GradCAM, LayerCAM, Optimize
 from fastcam.cli import main
 from fastcam.fast import settings
 from fastcam.fast.agreement import agreement_of
-from fastcam.fast.compiled import blocks
+from fastcam.fast.compiled import blocks, compiled_blocks
 from fastcam.fast.folding import Folded
 from fastcam.methods import ATTENTION, METHODS
 from fastcam.methods.fullgrad import FullGrad
@@ -412,16 +413,37 @@ def test_half_precision():
     assert next(fast_copy(cam).parameters()).dtype == torch.bfloat16 and cam.agreement.max_difference < 0.3
 
 
+@pytest.mark.parametrize(
+    ("dtype", "known", "computes"),
+    [
+        (torch.bfloat16, {"avx512_bw": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        (torch.bfloat16, {"avx512_bf16": False, "amx_bf16": True}, True),
+        (torch.float16, {"avx512_bf16": True, "avx512_fp16": False, "amx_fp16": False}, False),
+        (torch.float16, {"avx512_fp16": True}, True),
+        (torch.bfloat16, {"architecture": "aarch64", "bf16": True}, True),  # oneDNN has asked
+    ],
+)
+def test_a_cpu_that_would_have_to_convert_lacks_the_type(dtype, known, computes, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    supported = True
+    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: supported, raising=False)
+    assert settings._computes(torch.device("cpu"), dtype) == computes
+    supported = False
+    assert not settings._computes(torch.device("cpu"), dtype)
+
+
 def test_what_is_no_setting_is_an_error(monkeypatch):
     net, x = small()
     with pytest.raises(ValueError, match="dtype must be None, 'bf16' or 'fp16', got 'int8'"):
         Optimize(dtype="int8")
-    with pytest.raises(ValueError, match="pass compile=True"):
-        Optimize(cuda_graphs=True)
+    with pytest.raises(TypeError, match="fold must be True or False, got 'no'"):
+        Optimize(fold="no")
     with pytest.raises(TypeError, match="optimize must be True, False or fastcam.Optimize"):
         GradCAM(net, optimize="yes")
     with pytest.raises(ValueError, match="need an NVIDIA GPU, the model is on this CPU"):
-        GradCAM(net, optimize=Optimize(compile=True, cuda_graphs=True))
+        GradCAM(net, optimize=Optimize(cuda_graphs=True))
     monkeypatch.setattr(settings, "_computes", lambda device, dtype: False)
     with pytest.raises(ValueError, match="this CPU does not compute in fp16"):
         GradCAM(net, optimize=Optimize(dtype="fp16"))
@@ -456,9 +478,8 @@ def test_blocks_are_outside_of_the_layer():
 @pytest.fixture
 def eager_compiler(monkeypatch):
     """`torch.compile` up to its backend, which runs what was captured: seconds less than with a C++ compiler."""
-    compiled = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None: compiled(f, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     yield
     torch._dynamo.reset()
 
@@ -477,20 +498,46 @@ def test_what_is_compiled_gives_the_same_maps(eager_compiler):
     assert before[0] == after[0]
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch):
-    net, x = tiny(), torch.randn(2, 3, 20, 24)
+def test_every_block_is_compiled_for_every_size(monkeypatch):
+    """PyTorch stops after eight of the same code, here after two, and runs what comes then as it is."""
+    graphs = []
 
-    def broken(graph, inputs):
-        raise NotImplementedError("no such backend")
+    def counted(graph, _):
+        graphs.append(graph)
+        return graph.forward
 
-    compiled = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None: compiled(f, backend=broken))
-    cam = GradCAM(net, "tail", optimize=Optimize(compile=True))
-    with pytest.warns(UserWarning, match="'stem' is not compiled") as caught:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counted))
+    parts = [nn.Sequential(nn.Conv2d(n, n + 1, 1), nn.ReLU()) for n in (3, 4, 5)]
+    net = nn.Sequential(*parts, nn.Conv2d(6, 4, 1), nn.Flatten()).eval()
+    cam = GradCAM(net, "3", optimize=Optimize(fold=False, compile=True))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for n, size in enumerate((2, 3, 4), 1):
+            for _ in range(2):
+                cam(torch.rand(size, 3, 2, 2), 1)
+                assert len(graphs) == 3 * n
+    assert compiled_blocks(fast_copy(cam)) == ["0", "1", "2"]
+    torch._dynamo.reset()
+
+
+def broken(*_, **__):
+    raise RuntimeError("not here")
+
+
+@pytest.mark.parametrize(("where", "block"), [("forward", "stem"), ("backward", "body"), ("Python", "stem")])
+def test_what_cannot_be_compiled_runs_as_it_is(where, block, monkeypatch):
+    from torch._dynamo.backends.common import aot_autograd
+
+    net, x = tiny(), torch.randn(2, 3, 20, 24)
+    torch._dynamo.reset()
+    backend = broken if where == "forward" else aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=broken)
+    compiler = broken if where == "Python" else partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", compiler)
+    cam = GradCAM(net, "stem", optimize=Optimize(compile=True))
+    with pytest.warns(UserWarning, match=f"'{block}' is not compiled.*: RuntimeError: not here") as caught:
         found = cam(x, 1)
-    assert len(caught) == 1 and caught[0].filename == __file__
-    assert np.abs(found - GradCAM(net, "tail")(x, 1)).max() < 1e-4
+    assert len(caught) == 1 and caught[0].filename == __file__ and block not in compiled_blocks(fast_copy(cam))
+    assert np.abs(found - GradCAM(net, "stem")(x, 1)).max() < 1e-4
     with pytest.warns(UserWarning, match="TinyNet is not compiled: AblationCAM looks inside of it"):
         fastcam.AblationCAM(net, "tail", optimize=Optimize(compile=True))(x, 1)
     torch._dynamo.reset()
@@ -510,16 +557,6 @@ def test_compiled_by_a_real_compiler():
 
 
 @pytest.mark.gpu
-def test_cuda_graphs_keep_the_logits_of_an_earlier_call():
-    net, x = build("resnet18").cuda(), inputs("resnet18", 1).cuda()
-    cam = GradCAM(net, "layer4[-1]", optimize=Optimize(compile=True, cuda_graphs=True))
-    first, logits = cam(x), cam.outputs
-    cam(x.flip(3))
-    torch.testing.assert_close(logits, net(x).detach(), atol=1e-3, rtol=1e-3)
-    assert np.abs(first - GradCAM(net, "layer4[-1]")(x)).max() < 1e-2
-
-
-@pytest.mark.gpu
 def test_half_precision_on_a_gpu():
     net, x = build("resnet18").cuda(), inputs("resnet18", 4).cuda()
     cam = GradCAM(net, "layer4[-1]", optimize=Optimize(dtype="bf16"))
@@ -535,7 +572,7 @@ def test_the_commands(tmp_path, capsys):
         pixels = ((image * 0.25 + 0.45).clamp(0, 1) * 255).byte().movedim(0, -1).numpy()
         Image.fromarray(pixels).save(folder / f"{n}.png")
     common = [str(folder), "--model", "models:tiny", "--size", "32", "--device", "cpu", "--layer", "body"]
-    fast = ["--optimize", "--optimize-option", "channels_last=False", "--out"]
+    fast = ["--optimize", "--optimize-option", "channels_last=false", "--out"]
     assert main(["explain", *common, *fast, str(tmp_path / "maps")]) == 0
     assert "agreement with the exact maps: largest difference" in capsys.readouterr().out
     record = json.loads((tmp_path / "maps" / "0.json").read_text())
@@ -553,6 +590,7 @@ def test_the_commands(tmp_path, capsys):
         (["--optimize-option", "fold=False"], "--optimize-option is a setting of --optimize"),
         (["--optimize", "--optimize-option", "speed=9"], "no setting 'speed'"),
         (["--optimize", "--optimize-option", "dtype=int8"], "dtype must be None"),
+        (["--optimize", "--optimize-option", "fold=no"], "fold must be True or False"),
     ]:
         assert main(["explain", *common, *wrong, "--out", str(tmp_path / "wrong")]) == 2
         assert message in capsys.readouterr().err

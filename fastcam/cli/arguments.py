@@ -164,10 +164,12 @@ class Once(argparse.Action):
 
 
 def option(text: str) -> tuple[str, Any]:
-    """A name and its value: a number, True, a list ... as in Python, and otherwise the text itself."""
+    """A name and its value: true or false in any case, a number, a list ... as in Python, otherwise the text itself."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

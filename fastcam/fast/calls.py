@@ -6,7 +6,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.fast.agreement import Agreement, agreement_of, random_state
+from fastcam.fast.compiled import compiling
 from fastcam.fast.copies import FastModel, Wanted
+from fastcam.fast.graphs import Graphs
 from fastcam.fast.settings import Optimize
 from fastcam.inputs import Inputs
 from fastcam.record import unwrap
@@ -49,8 +51,13 @@ class FastCalls:
         def answer(cams: Cams, x: Inputs, targets: Targets) -> Maps:
             return {name: c._answered(x, targets, aug_smooth, **options) for name, c in cams.items()}
 
+        def graphed(graphs: Graphs, cams: Cams, x: Inputs, targets: Targets) -> Maps:
+            return {name: graphs.maps(c, x, targets, options) for name, c in cams.items()}
+
         layers, normalized = tuple(cam._layers(x)), options["normalize"]
-        bound, maps, agreement = self.answered({"": cam}, layers, x, targets, answer, normalized)
+        bound, maps, agreement = self.answered(
+            *({"": cam}, layers, x, targets, answer, normalized), graphed=None if aug_smooth else graphed
+        )
         cam.outputs = self._own(bound[""].outputs, x)
         self.agreement = agreement.get("", self.agreement)
         return maps[""]
@@ -64,21 +71,25 @@ class FastCalls:
         answer: Answer,
         normalized: bool,
         key: Any = None,
+        graphed: Callable[[Graphs, Cams, Inputs, Targets], Maps] | None = None,
     ) -> tuple[Cams, Maps, dict[str, Agreement]]:
         """The methods as they are bound to the copy, all at these layers; their `answer`, and each one's agreement.
 
         normalized   whether their maps are in [0, 1]
         key          of what is asked: for each the first answer is compared with the exact one
+        graphed      `answer` with graphs of the copy, where it may have some
         """
         with torch.inference_mode(False), torch.no_grad():  # a copy made in that mode would be of no use outside
             fast, first = self._ready(cams, layers, x, key)
         bound = {name: _bound(cam, fast) for name, cam in cams.items()}
-        if self.settings.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()
         try:
-            with _graphs_kept() if self.settings.compile else nullcontext():
+            with compiling() if self.settings.compile else nullcontext():
                 if not first:
-                    return bound, answer(bound, fast.inputs(x), targets), fast.measured.get(key, {})
+                    if graphed is not None and fast.graphs is not None:
+                        maps = graphed(fast.graphs, bound, fast.inputs(x), targets)
+                    else:
+                        maps = answer(bound, fast.inputs(x), targets)
+                    return bound, maps, fast.measured.get(key, {})
                 maps, agreement = self._compared(cams, bound, fast, x, targets, answer, normalized)
             fast.measured[key] = agreement
             return bound, maps, agreement
@@ -134,17 +145,10 @@ class FastCalls:
             warn(message)
 
     def _own(self, outputs: Tensor | None, x: Inputs) -> Tensor | None:
-        """In the images' type, in memory that no later call writes to."""
-        if outputs is None or self.settings.dtype is None and not self.settings.cuda_graphs:
+        """In the images' type."""
+        if outputs is None or self.settings.dtype is None:
             return outputs
-        return outputs.to(x.image.dtype if outputs.is_floating_point() else outputs.dtype, copy=True)
-
-
-def _graphs_kept() -> AbstractContextManager[Any]:
-    """Compiled blocks may not write into what a second backward pass of theirs needs."""
-    from torch._functorch import config
-
-    return config.patch(donated_buffer=False)
+        return outputs.to(x.image.dtype) if outputs.is_floating_point() else outputs
 
 
 def _wanted_by(cams: Cams, layers: tuple[nn.Module, ...], x: Inputs) -> Wanted:

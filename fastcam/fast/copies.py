@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from fastcam.fast.agreement import Agreement, random_state
 from fastcam.fast.compiled import compile_blocks
 from fastcam.fast.folding import Folded, Pair, foldable, folded_weights, is_convolution, is_norm, put
+from fastcam.fast.graphs import Graphs
 from fastcam.fast.settings import Optimize
 from fastcam.inputs import Inputs
 from fastcam.ops import not_autocast
@@ -49,12 +50,14 @@ class FastModel:
 
     net       the copy
     measured  for each question, the agreement of the first answer with the exact one
+    graphs    what its calls are captured in, if they are
     """
 
     def __init__(self, model: nn.Module, settings: Optimize, wanted: Wanted, x: Inputs, tell: Tell) -> None:
         """Raises what the model raises on x, of which one image is run; `tell` is called with a warning."""
         self.settings, self.wanted = settings, wanted
         self.measured: dict[Any, dict[str, Agreement]] = {}
+        self.graphs = Graphs(tell) if settings.cuda_graphs else None
         self._seen = _Seen(model)
         self._names = [_name(model, layer()) for layer in wanted.layers]
         self._pairs: list[Pair] = []
@@ -72,7 +75,7 @@ class FastModel:
             self.net.requires_grad_(False)
         if settings.compile and wanted.compile:
             self._lay_out(self.inputs(x))
-            compile_blocks(self.net, set(self.layers), settings.cuda_graphs, _told_once(tell))
+            compile_blocks(self.net, set(self.layers), _told_once(tell))
 
     def inputs(self, x: Inputs) -> Inputs:
         """x as the copy takes it."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}  # of x86
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,11 @@ class Optimize:
     fold            put batch norms of fixed statistics into the convolutions before them
     channels_last   keep activations `(B, C, H, W)` in that memory order
     dtype           "bf16" or "fp16" for parameters and images; None leaves them as they are
-    compile         `torch.compile` what comes before and behind the target layers, each block of modules by itself
-    cuda_graphs     with `compile` on an NVIDIA GPU: launch each compiled block as one CUDA graph, for small batches,
-                    where launches take longer than the work
-    Raises ValueError for another dtype, and for `cuda_graphs` without `compile`.
+    compile         `torch.compile` what comes before and behind the target layers, each block of modules by itself,
+                    for each size of batch anew
+    cuda_graphs     on an NVIDIA GPU: launch a whole call, run, gradient and maps, as one CUDA graph; of up to 16
+                    images, where launches take longer than the work
+    Raises ValueError for another dtype, TypeError for a flag that is no bool.
 
     >>> Optimize(dtype="bf16")
     Optimize(fold=True, channels_last=True, dtype='bf16', compile=False, cuda_graphs=False)
@@ -33,10 +35,11 @@ class Optimize:
     cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "dtype" and not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
         if self.dtype is not None and self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be None, {' or '.join(map(repr, _DTYPES))}, got {self.dtype!r}")
-        if self.cuda_graphs and not self.compile:
-            raise ValueError("cuda_graphs are those of compiled blocks: pass compile=True too")
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -71,7 +74,10 @@ def _computes(device: torch.device, dtype: torch.dtype) -> bool:
             return half or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         ops = torch.ops.mkldnn
-        return bool(ops._is_mkldnn_fp16_supported() if half else ops._is_mkldnn_bf16_supported())
+        known: Any = getattr(torch.cpu, "get_capabilities", dict)()
+        supported = ops._is_mkldnn_fp16_supported() if half else ops._is_mkldnn_bf16_supported()
+        own = [known[name] for name in _INSTRUCTIONS[dtype] if name in known]
+        return bool(supported) and (not own or any(own))  # oneDNN also takes an x86 that has to convert
     try:
         torch.ones(1, 1, device=device, dtype=dtype) @ torch.ones(1, 1, device=device, dtype=dtype)
     except (RuntimeError, TypeError):

@@ -43,6 +43,8 @@ class EigenCAM(ActivationCAM):
     largest absolute value is positive); `sign="lapack"` gives pytorch-grad-cam's choice. Targets do not matter.
     """
 
+    is_capturable = True
+
     def low_map(self, A: Tensor, eigen_smooth: bool) -> Tensor:
         return ops.principal_component(A, self.sign)
 

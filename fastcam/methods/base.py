@@ -40,6 +40,7 @@ class BaseCAM:
     class_discriminative = True  # whether the map depends on the target
     looks_inside = False  # of modules or of the graph behind the layer, which fast mode must not compile then
     sums_biases = False  # of each convolution and batch norm, which fast mode must not make one of two then
+    is_capturable = False  # whether a call is the same work for every batch of a shape, which one CUDA graph can hold
     optimize: Optimize | None = None
     _fast: FastCalls | None = None
     fusion = "mean"  # of the layers' low maps to a finished one, a name in `FUSIONS`

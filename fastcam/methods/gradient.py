@@ -21,6 +21,7 @@ _WEIGHTS = 2**26  # numbers of weights that are looked up at once
 class GradientCAM(BaseCAM):
     """map = sum_c W_c A_c, W from the activations A and the gradients G = d target / dA (both `(B, C, *S)`)."""
 
+    is_capturable = True
     weighting = ""
 
     def low_maps(self, run: Run, targets: Targets, eigen_smooth: bool) -> list[Tensor]:
