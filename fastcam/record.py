@@ -234,7 +234,7 @@ class Run:
     def reached(self) -> bool:
         """Whether every recorded activation is part of the output's graph."""
         wanted = {id(t if t.is_leaf else t.grad_fn) for t in self._recorded.values()}
-        nodes: list[Any] = [t.grad_fn for t in _carrying_gradient(self.output)]
+        nodes: list[Any] = [t.grad_fn for t in carrying_gradient(self.output)]
         seen: set[Any] = set()
         while nodes and wanted:
             node = nodes.pop()
@@ -295,7 +295,7 @@ def record(
             # The model switches gradients off in a part of its own forward: what it restores behind that must be on.
             with torch.enable_grad():
                 run = forward()
-            if not _carrying_gradient(run.output):
+            if not carrying_gradient(run.output):
                 raise RuntimeError(
                     f"the output of {type(net).__name__} carries no gradient back to the target layers: its forward "
                     "switches gradients off behind them; methods without gradients, such as EigenCAM, still work"
@@ -377,7 +377,7 @@ def _replaced(output: Any, key: Any, t: Tensor) -> Any:
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
 
 
-def _carrying_gradient(output: Any) -> list[Tensor]:
+def carrying_gradient(output: Any) -> list[Tensor]:
     """The tensors that have a graph in an output, whatever holds them: it may be an object, and refer to itself."""
     found: list[Tensor] = []
     waiting, seen = [output], set()

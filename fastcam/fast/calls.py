@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from itertools import chain
+from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastcam.fast.agreement import Agreement, agreement_of, random_state
 from fastcam.fast.compiled import compiling
 from fastcam.fast.copies import FastModel, Wanted
+from fastcam.fast.copying import NotCopied
 from fastcam.fast.graphs import Graphs
 from fastcam.fast.settings import Optimize
 from fastcam.inputs import Inputs
@@ -40,6 +45,7 @@ class FastCalls:
         self.agreement: Agreement | None = None
         self._lock = threading.Lock()
         self._fast: FastModel | None = None
+        self._not_copied: Callable[[], nn.Module | None] = lambda: None  # a reference to the model, if it cannot be
         self._messages: list[str] = []
 
     def __reduce__(self) -> Any:
@@ -81,8 +87,10 @@ class FastCalls:
         """
         with torch.inference_mode(False), torch.no_grad():  # a copy made in that mode would be of no use outside
             fast, first = self._ready(cams, layers, x, key)
-        bound = {name: _bound(cam, fast) for name, cam in cams.items()}
+        bound = {name: exact_method(cam) if fast is None else _bound(cam, fast) for name, cam in cams.items()}
         try:
+            if fast is None:
+                return bound, answer(bound, x, targets), {}
             with compiling() if self.settings.compile else nullcontext():
                 if not first:
                     if graphed is not None and fast.graphs is not None:
@@ -94,22 +102,29 @@ class FastCalls:
             fast.measured[key] = agreement
             return bound, maps, agreement
         except BaseException:
-            if first:
+            if fast is not None and first:
                 fast.measured.pop(key, None)
             raise
         finally:
             self._warn()
 
-    def _ready(self, cams: Cams, layers: tuple[nn.Module, ...], x: Inputs, key: Any) -> tuple[FastModel, bool]:
-        """The copy, made or refreshed where needed, and whether this call is to compare it."""
+    def _ready(self, cams: Cams, layers: tuple[nn.Module, ...], x: Inputs, key: Any) -> tuple[FastModel | None, bool]:
+        """The copy, made or refreshed where needed, if there can be one; and whether this call is to compare it."""
         cam = next(iter(cams.values()))
         model = unwrap(cam.model)
-        wanted = _wanted_by(cams, layers, x)
+        wanted = _wanted_by(model, cams, layers, x)
         with self._lock:
+            if self._not_copied() is model:
+                return None, False
             fast = self._fast
             if fast is None or not fast.is_of(model, wanted):
                 self.settings.check(device_of(model))
-                self._fast = fast = FastModel(model, self.settings, wanted, x, self._messages.append)
+                try:
+                    self._fast = fast = FastModel(model, self.settings, wanted, x, self._messages.append)
+                except NotCopied as error:
+                    self._fast, self._not_copied = None, weakref.ref(model)
+                    self._messages.append(str(error))
+                    return None, False
                 if self.settings.compile and not wanted.compile:
                     inside = next(type(c).__name__ for c in cams.values() if _asked(c).looks_inside)
                     self._messages.append(f"{type(model).__name__} is not compiled: {inside} looks inside of it")
@@ -151,14 +166,40 @@ class FastCalls:
         return outputs.to(x.image.dtype) if outputs.is_floating_point() else outputs
 
 
-def _wanted_by(cams: Cams, layers: tuple[nn.Module, ...], x: Inputs) -> Wanted:
+def _wanted_by(model: nn.Module, cams: Cams, layers: tuple[nn.Module, ...], x: Inputs) -> Wanted:
     """What methods that share a copy ask of it."""
     asked = [_asked(cam) for cam in cams.values()]
     inside = any(cam.looks_inside for cam in asked)
     references = tuple(weakref.ref(layer) for layer in layers)
     plain = any(cam.sums_biases for cam in asked)
-    called = repr({k: None if isinstance(v, Tensor) else v for k, v in sorted(x.forward_kwargs.items())})
-    return Wanted(references, plain, compile=not inside, frozen=not inside, called=called)
+    return Wanted(references, plain, compile=not inside, frozen=not inside, called=_described(*x.arguments(model)))
+
+
+class _Description(pickle.Pickler):
+    """What a model is called with, pickled: tensors and arrays without their values, code and modules as references."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.references: list[weakref.ref[Any]] = []
+
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, Tensor | np.ndarray):
+            return "tensor"
+        if isinstance(value, type | FunctionType | nn.Module):
+            self.references.append(weakref.ref(value))
+            return len(self.references)
+        return None
+
+
+def _described(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """What is the same for another call only if all that is no tensor has the values that it had."""
+    file = io.BytesIO()
+    description = _Description(file)
+    try:
+        description.dump((args, sorted(kwargs.items(), key=lambda item: item[0])))
+    except Exception:  # a lock, say: no other call has the same
+        return object()
+    return file.getvalue(), description.references
 
 
 def _asked(cam: Any) -> Any:
@@ -177,6 +218,7 @@ def _bound(cam: Any, fast: FastModel) -> Any:
     other = exact_method(cam)
     other.model = fast.net
     other.target_layers = [] if cam.target_layers == [] else list(fast.layers)
+    other._with_gradient = fast.with_gradient
     if getattr(cam, "base_cam", None) is not None:
         other.base_cam = _bound(cam.base_cam, fast)
     return other

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastcam.fast.agreement import Agreement, random_state
 from fastcam.fast.compiled import compile_blocks
+from fastcam.fast.copying import copied
 from fastcam.fast.folding import Folded, Pair, foldable, folded_weights, is_convolution, is_norm, put
 from fastcam.fast.graphs import Graphs
 from fastcam.fast.settings import Optimize
@@ -24,7 +25,6 @@ from fastcam.tokens import layout_of
 _TOLERANCE = 1e-3  # of the folded model's output, over its largest value; more where the type or TF32 is coarser
 _STEPS = 16  # of rounding of such a type
 Tell = Callable[[str], None]
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Wanted(NamedTuple):
@@ -35,14 +35,14 @@ class Wanted(NamedTuple):
               the memory order stays, on which rounding depends that such a sum can amplify
     compile   whether it works on compiled blocks
     frozen    whether parameters may do without a gradient
-    called    the arguments that every call gets: with others, something else may run
+    called    what the model is called with, but for the values of tensors: with other arguments something else may run
     """
 
     layers: tuple[weakref.ref[nn.Module], ...]
     plain: bool = False
     compile: bool = True
     frozen: bool = True
-    called: str = ""
+    called: Any = None
 
 
 class FastModel:
@@ -54,10 +54,11 @@ class FastModel:
     """
 
     def __init__(self, model: nn.Module, settings: Optimize, wanted: Wanted, x: Inputs, tell: Tell) -> None:
-        """Raises what the model raises on x, of which one image is run; `tell` is called with a warning."""
+        """Raises NotCopied, and what the model raises on one image of x; `tell` is called with a warning."""
         self.settings, self.wanted = settings, wanted
         self.measured: dict[Any, dict[str, Agreement]] = {}
         self.graphs = Graphs(tell) if settings.cuda_graphs else None
+        self.with_gradient: set[nn.Module] = set()  # as that of a method is, of layers of the copy
         self._seen = _Seen(model)
         self._names = [_name(model, layer()) for layer in wanted.layers]
         self._pairs: list[Pair] = []
@@ -66,11 +67,10 @@ class FastModel:
         if settings.fold and any(map(is_norm, self.net.modules())):
             self._fold(model, x, tell)
         self.layers = [self.net.get_submodule(name) for name in self._names]
+        if settings.channels_last and not wanted.plain:
+            self._channels_last(x, tell)
         if settings.dtype is not None:
             self.net.to(settings.torch_dtype)
-        if settings.channels_last and not wanted.plain:
-            for module in filter(_is_planar, self.net.modules()):
-                module.to(memory_format=torch.channels_last)
         if wanted.frozen:
             self.net.requires_grad_(False)
         if settings.compile and wanted.compile:
@@ -139,6 +139,31 @@ class FastModel:
                 "like it, its output is another"
             )
 
+    def _channels_last(self, x: Inputs, tell: Tell) -> None:
+        """Lay convolutions out so, if the model runs with what they give then: `view` asks for the usual order."""
+        planar = [m for m in self.net.modules() if is_convolution(m) and isinstance(m, nn.Conv2d)]
+        if not planar:
+            return
+        restore = random_state(x.image.device)
+        try:
+            for module in planar:
+                module.to(memory_format=torch.channels_last)
+            with evaluation(self.net):
+                call(self.net, x.clone())
+        except RuntimeError as error:
+            for module in planar:
+                module.to(memory_format=torch.contiguous_format)
+            restore()
+            with evaluation(self.net):
+                call(self.net, x.clone())  # which raises what is no matter of the order
+            where = _innermost(self.net, error) or type(self.net).__name__
+            reason = str(error).strip().partition("\n")[0]
+            tell(
+                f"{type(self.net).__name__} does not run in channels_last, and keeps its order: in {where!r}, {reason}"
+            )
+        finally:
+            restore()
+
     def _lay_out(self, x: Inputs) -> None:
         """Find out how the layers' outputs lie in space while nothing is compiled: that takes a few runs."""
         shapes: dict[nn.Module, tuple[int, ...]] = {}
@@ -168,21 +193,6 @@ def _note(shapes: dict[nn.Module, tuple[int, ...]], module: nn.Module, output: A
     shapes.setdefault(module, tuple(first_tensor(module, output)[0].shape))
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, without what calls of fastcam under way in other threads have put into the model."""
-    # Hooks may hold a recorder of the user's, or what cannot be copied; tensors inside of a graph cannot be either.
-    shared = {id(h): h for m in model.modules() for name in _HOOKS for h in getattr(m, name).values()}
-    values = [v for m in model.modules() for v in (*vars(m).values(), *m._buffers.values())]
-    shared |= {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
-    net = copy.deepcopy(model, shared).eval()
-    for module in net.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key, hook in list(hooks.items()):
-                if getattr(hook, "__module__", "").startswith("fastcam."):
-                    del hooks[key]
-    return net
-
-
 def _name(model: nn.Module, layer: nn.Module | None) -> str:
     for name, module in model.named_modules():
         if module is layer:
@@ -190,8 +200,11 @@ def _name(model: nn.Module, layer: nn.Module | None) -> str:
     raise ValueError(f"target layer {type(layer).__name__} is no longer in the model {type(model).__name__}")
 
 
-def _is_planar(module: nn.Module) -> bool:
-    return is_convolution(module) and isinstance(module, nn.Conv2d)
+def _innermost(net: nn.Module, error: Exception) -> str:
+    """The name of the module whose forward raised an error."""
+    names = {id(m): name for name, m in net.named_modules()}
+    running = [id(frame.f_locals.get("self")) for frame, _ in walk_tb(error.__traceback__)]
+    return next((names[module] for module in reversed(running) if module in names), "")
 
 
 def _near(found: Any, expected: Any) -> bool:

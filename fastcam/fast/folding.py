@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fastcam.fast.copying import HOOKS
 from fastcam.inputs import Inputs
 from fastcam.record import call
 
@@ -24,7 +25,6 @@ _NO_USE = {  # of a tensor's values
     *(Tensor.size, Tensor.dim, Tensor.stride, Tensor.is_floating_point, Tensor.__len__),
     *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda")),
 }
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Pair(NamedTuple):
@@ -95,7 +95,7 @@ class _Watch(TorchFunctionMode):
 
     def on(self, module: nn.Module) -> Iterator[Any]:
         """Handles of hooks; those that the module had are a reason to leave it as it is."""
-        seen = any(getattr(module, name, None) for name in _HOOKS) or module in self._layers
+        seen = any(getattr(module, name, None) for name in HOOKS) or module in self._layers
         if is_convolution(module):
             yield module.register_forward_hook(lambda m, _, output: self._ran(m, output))
             self._spoiled |= {module} if seen else set()
