@@ -278,7 +278,7 @@ def _held(dataset: Any, told: Collection[str], depth: int) -> dict[str, Any]:
 def _counts(name: str, value: Any) -> bool:
     """Whether an attribute is not a state or a cache, as those often are whose names begin with _."""
     first = value[0] if isinstance(value, _LISTS) and value else value
-    kinds = (str, Path, Tensor, np.ndarray) if first is value else (str, Path, int, float, tuple)
+    kinds = (str, Path, Tensor, np.ndarray) if first is value else (str, Path, tuple)
     return not name.startswith("_") or isinstance(first, kinds)
 
 
