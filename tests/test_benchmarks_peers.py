@@ -212,6 +212,17 @@ def test_without_peers_maps_are_those_of_the_plain_formulas(toy, method):
         agreement.check(problem, method, {"fastcam": maps * 0.99}, 1e-4)
 
 
+def test_rounding_may_decide_on_the_sign_of_a_component_of_tokens(toy, monkeypatch):
+    monkeypatch.setattr(agreement, "_written_down", lambda *_: False)
+    same, opposite = agreement.signed(toy, "eigencam")
+    assert np.abs(same - opposite).max() > 0.5
+    for maps in (same, opposite):
+        row = agreement.check(toy, "eigencam", {"fastcam": maps}, 1e-4)
+        assert row["checked_against"] == "fastcam in fp64, up to its sign"
+    with pytest.raises(AssertionError, match="eigencam differs"):
+        agreement.check(toy, "eigencam", {"fastcam": same[:, ::-1].copy()}, 1e-4)
+
+
 def test_where_no_formula_is_written_down_fastcam_is_compared_with_itself_in_fp64(toy):
     problem = fine(toy, "fem")
     row = agreement.check(problem, "fem", {"fastcam": bench_methods.ours(problem.copied(), "fem")()}, 1e-4)

@@ -11,7 +11,10 @@ _LEAN = (
     "FullGrad's own graph, without sums for parameters (0.82 to 0.88 of captum's time in benchmarks/NOTES.md), where "
     "the caller does not ask for autograd's very bits"
 )
-_OUTPUT = "keep a rectifier's output, as autograd does, in place of a mask of its own: a pass less over each activation"
+_OUTPUT = (
+    "keep a rectifier's output, as autograd does, in place of a mask of its own, where the network does not write into it "
+    "behind the rectifier: a pass less over each activation"
+)
 
 # By peer and method, and by model where one has a plan of its own; "" is any model.
 PLANS: dict[tuple[str, str, str], str] = {
@@ -20,7 +23,8 @@ PLANS: dict[tuple[str, str, str], str] = {
     **{("torch-cam", method, ""): _SCORED for method in ("scorecam", "sscam", "iscam")},
     ("captum", "gradcam", ""): _FIXED,
     **{("captum", method, ""): _LEAN for method in ("saliency", "inputxgradient")},
-    **{("captum", method, ""): _OUTPUT for method in ("guidedbackprop", "deconvnet", "guidedgradcam")},
+    **{("captum", method, ""): _OUTPUT for method in ("guidedbackprop", "guidedgradcam")},
+    ("captum", "deconvnet", ""): _FIXED,
 }
 
 
