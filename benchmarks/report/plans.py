@@ -12,8 +12,8 @@ _LEAN = (
     "the caller does not ask for autograd's very bits"
 )
 _OUTPUT = (
-    "keep a rectifier's output, as autograd does, in place of a mask of its own, where the network does not write into it "
-    "behind the rectifier: a pass less over each activation"
+    "keep a rectifier's output, as autograd does, in place of a mask of its own, where the network does not write into "
+    "it behind the rectifier: a pass less over each activation"
 )
 
 # By peer and method, and by model where one has a plan of its own; "" is any model.
