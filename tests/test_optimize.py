@@ -387,6 +387,17 @@ def test_the_agreement_is_that_of_the_first_images():
     assert np.abs(fastcam.RandomCAM(net, "layer4")(x) - maps).max() < 1e-3, "as if nothing had been compared"
 
 
+def test_images_that_are_no_numbers_are_measured_again(recwarn):
+    net, x = small()
+    cam = GradCAM(net, "layer4", optimize=True)
+    cam(x * float("nan"), 1)
+    assert np.isnan([cam.agreement.max_difference, cam.agreement.rank_correlation]).all()
+    found = cam(x, 1)
+    assert cam.agreement.max_difference < 1e-6 and cam.agreement.rank_correlation > 0.999 and folded(cam) == 20
+    assert np.abs(found - GradCAM(net, "layer4")(x, 1)).max() < 1e-6
+    assert not [w for w in recwarn if "folded" in str(w.message)]
+
+
 def test_agreement_by_hand():
     a = torch.tensor([[[0.0, 1.0], [0.25, 0.5]], [[0.0, 1.0], [0.25, 0.5]]])
     b = torch.tensor([[[0.0, 1.0], [0.5, 0.25]], [[0.0, 1.0], [0.25, 0.4]]])

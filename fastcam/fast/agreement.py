@@ -58,7 +58,9 @@ def agreement_of(fast: Sequence[Tensor], exact: Sequence[Tensor], beside: int, n
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's; of two constant maps 1, of a constant one and another 0."""
+    """Spearman's; of two constant maps 1, of a constant one and another 0, NaN where a value is no number."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("nan")
     p, q = (ranks - ranks.mean() for ranks in (_ranks(a), _ranks(b)))
     norms = float(np.linalg.norm(p)), float(np.linalg.norm(q))
     if 0 in norms:

@@ -142,6 +142,9 @@ class FastCalls:
         restore = random_state(device_of(fast.net))
         exact = answer({name: exact_method(cam) for name, cam in cams.items()}, x[:few], some)
         restore()
+        if not all(bool(m.isfinite().all()) for maps in exact.values() for m in maps):
+            with self._lock:  # what was folded and measured on such images says nothing of others
+                self._fast = None
         maps = answer(bound, fast.inputs(x[:few]), some)
         beside = 1 + (per_image(targets) is not None)
         agreement = {name: agreement_of(maps[name], exact[name], beside, normalized) for name in cams}

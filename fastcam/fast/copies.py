@@ -124,8 +124,8 @@ class FastModel:
         if not pairs and not self.wanted.plain:
             first = next(name for name, m in model.named_modules() if is_norm(m))
             tell(
-                f"no batch norm of {type(model).__name__} is folded: {first!r}, the first, is not the only one to read "
-                "what a convolution gives, or that is looked at"
+                f"no batch norm of {type(model).__name__} is folded: {first!r}, the first, reads no convolution's "
+                "output, or is not alone in reading it, as where a target layer or a hook shows it"
             )
         if not pairs:
             return
@@ -208,11 +208,14 @@ def _innermost(net: nn.Module, error: Exception) -> str:
 
 
 def _near(found: Any, expected: Any) -> bool:
-    """Whether two outputs of a model have the same floating-point tensors, but for rounding."""
+    """Whether two outputs of a model have the same floating-point tensors, but for rounding; NaN is what NaN is."""
     pairs = list(zip(_floating(found), _floating(expected), strict=False))
-    return bool(pairs) and all(
-        a.shape == b.shape and bool((a - b).abs().max() <= _tolerance(a) * b.abs().max() + 1e-30) for a, b in pairs
-    )
+    return bool(pairs) and all(a.shape == b.shape and _close(a, b) for a, b in pairs)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    apart = (a - b).abs().masked_fill(a.isnan() & b.isnan(), 0)
+    return bool(apart.max() <= _tolerance(a) * b.nan_to_num().abs().max() + 1e-30)
 
 
 def _tolerance(t: Tensor) -> float:
