@@ -418,3 +418,15 @@ def test_parts_of_image_files(images, tmp_path):
     column.preprocess = None
     with pytest.raises(ValueError, match="does not say how its files are cropped, or not one way for all"):
         Pictures(table_of([column], False, None), images, print)
+
+
+def test_other_parts_of_a_data_set_are_other_images():
+    columns = [rows_of(TWO), rows_of(TWO)]
+    whole = {"samples": 3, "fingerprint": "1"}
+    for column, indices in zip(columns, ("a", "b"), strict=True):
+        column.dataset = {"samples": 2, "of": whole, "indices": indices}
+        column.out = Path(indices)
+    with pytest.raises(ValueError, match="b is of other images than a"):
+        table_of(columns, False, None)
+    columns[1].dataset = {**columns[0].dataset}
+    assert table_of(columns, False, None).keys == TWO

@@ -144,5 +144,11 @@ def _pictures(column: Column) -> str:
     """What two columns of the same pictures agree in; normalisation is the model's affair."""
     seen = {} if column.preprocess is None else asdict(column.preprocess)
     kept = {name: value for name, value in seen.items() if name not in ("mean", "std")}
-    dataset = column.dataset or {}
-    return repr((kept, dataset.get("samples"), dataset.get("fingerprint")))
+    return repr((kept, _which(column.dataset or {})))
+
+
+def _which(dataset: Mapping[str, Any]) -> list[Any]:
+    """What tells a data set's samples from others, and those that it is a part of, or a sequence of."""
+    of = dataset.get("of", [])
+    told = [dataset.get(name) for name in ("samples", "fingerprint", "indices")]
+    return told + [_which(part) for part in (of if isinstance(of, list) else [of])]
