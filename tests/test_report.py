@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 import fastcam
 from fastcam import EigenCAM, GradCAM, LayerCAM, attribute_dataset, open_maps, write_report
 from fastcam.cli import main
+from fastcam.dataset.describing import described_dataset
 from fastcam.images import Preprocess
 from fastcam.report import settings
-from fastcam.report.columns import Column
-from fastcam.report.pictures import budget, map_side, tile, tile_side
+from fastcam.report.columns import Column, Row, columns_of
+from fastcam.report.columns import _preprocess as preprocess_of
+from fastcam.report.pictures import Pictures, budget, map_side, tile, tile_side
+from fastcam.report.table import table_of
 
 from models import tiny
 from reports import CLASSES, HOSTILE, Page, explained, photos
@@ -193,6 +196,10 @@ def test_pictures_of_a_data_set_that_reads_no_files(tmp_path):
     made = Page(write_report(tmp_path / "run", images=pictures, tile=20))
     assert made.data["names"][4] == "image 4" and made.picture(4).size == (20, 10)
     assert made.map(4).shape == (10, 20)
+    with pytest.warns(UserWarning, match=r"3 of 6 images are shown without their picture; \d: no picture"):
+        write_report(tmp_path / "run", images=list(pictures[:3]))
+    with pytest.raises(ValueError, match="picture 0 of images= has values in .* before normalisation"):
+        write_report(tmp_path / "run", images=data)
 
 
 def test_a_picture_that_is_gone_is_left_out(images, tmp_path, capsys):
@@ -237,7 +244,8 @@ def test_what_is_no_finished_run(images, run, tmp_path, capsys, monkeypatch):
         ([run, "--images", begun], "are not below"),
         ([run, "--images", tmp_path / "nothing"], "no folder"),
         ([run, "--images", images, "--classes", tmp_path / "nothing"], "cannot be read as names"),
-        ([run, "--images", images, "--file", tmp_path / "no/page.html"], "No such file or directory"),
+        ([run, "--images", images, "--file", tmp_path / "no/page.html"], "no folder"),
+        ([run, "--images", images, "--file", images], "photos is a folder: give a file's name"),
     ]:
         assert main(["report", *map(str, arguments)]) == 2
         assert message in capsys.readouterr().err
@@ -319,3 +327,106 @@ def test_labels_of_a_run_that_goes_on_are_not_known(images, tmp_path):
     maps.shards[1].path.unlink()
     with pytest.raises(ValueError, match="labels are known when a run is complete"):
         fastcam.write_report(tmp_path / "maps", images=images, labels=True)
+    with pytest.warns(UserWarning, match="maps: 21 of 25 images: the run is not complete"):
+        made = Page(write_report(tmp_path / "maps", images=images))
+    assert made.data["methods"][0]["unfinished"] == "21 of 25 images: the run is not complete"
+
+
+def rows_of(paths):
+    rows = [Row(path, n, 0, 0, 1.0, lambda: np.zeros((2, 2))) for n, path in enumerate(paths)]
+    return Column(Path("maps"), "gradcam", [], "predicted class", rows, None, Preprocess(None, None))
+
+
+TWO = ["a/1.png", "b/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "below", "here", "expected"),
+    [
+        (TWO, "photos", ".", [10, 20]),
+        (TWO, "photos/a", ".", [10, None]),
+        (TWO, "photos/b", ".", [None, 20]),
+        (TWO, None, "photos", [10, 20]),
+        (TWO, None, "photos/b", [None, 20]),
+        (TWO, "pile", ".", None),
+        ([f"photos/{path}" for path in TWO], "photos/b", ".", [None, 20]),
+        ([f"old/{path}" for path in TWO], "photos", ".", [10, 20]),
+        (["old/1.png"], "pile", ".", [30]),
+        (["old/1.png"], None, "pile", None),
+        ([f"c/{n}.png" for n in range(99)] + TWO, "photos/b", ".", [*[None] * 99, None, 20]),
+    ],
+)
+def test_two_paths_never_lead_to_one_file(tmp_path, monkeypatch, paths, below, here, expected):
+    for name, level in {"photos/a/1.png": 10, "photos/b/1.png": 20, "pile/1.png": 30}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4), (level,) * 3).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path / here)
+    column = rows_of(paths)
+    table = table_of([column], False, None)
+    if expected is None:
+        with pytest.raises(ValueError, match="give their folder"):
+            Pictures(table, below, lambda _: None)
+        return
+    found = map(Pictures(table, below, lambda _: None).of, column.rows)
+    assert [None if picture is None else int(picture.max()) for picture in found] == expected
+
+
+def test_names_of_classes_may_be_a_file(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    for file in (tmp_path / "names.txt", str(tmp_path / "names.txt")):
+        assert table_of([rows_of(TWO)], False, file).classes == {0: "cat", 1: "dog"}
+    with pytest.raises(ValueError, match="cannot be read as names"):
+        table_of([rows_of(TWO)], False, str(tmp_path / "nothing"))
+
+
+def test_a_name_cannot_look_like_another():
+    column = rows_of(["a\nb\x1b[2K/\u202egnp.1", "\u00e9\u2713.png"])
+    column.failed = [{"path": "a\r", "reason": "a\r cannot be read"}]
+    described = table_of([column], False, None).described()
+    assert described["names"] == [r"a\nb\x1b[2K/\u202egnp.1", "\u00e9\u2713.png"]
+    assert described["failed"] == [{"name": r"a\r", "reason": r"a\r cannot be read"}]
+
+
+def test_what_explain_wrote_is_in_the_order_of_paths(run, tmp_path):
+    for name, image in {"1": "two/a/1", "1-2": "two/b/1", "10": "two/a/10", "2": "two/a/2"}.items():
+        np.save(tmp_path / f"{name}.npy", np.zeros((2, 2)))
+        said = {"image": f"{image}.png", "method": "gradcam", "preprocess": asdict(Preprocess())}
+        said |= dict.fromkeys(("predicted", "explained"), {"class": 0, "score": 0.5})
+        (tmp_path / f"{name}.json").write_text(json.dumps(said))
+    (column,) = columns_of(tmp_path)
+    found = [(row.index, row.path) for row in column.rows]
+    assert found == [*enumerate(["two/a/1.png", "two/a/2.png", "two/a/10.png", "two/b/1.png"])]
+    with pytest.raises(ValueError, match="run is of `run` and .* of `explain`"):
+        write_report([tmp_path, run])
+
+
+def test_parts_of_image_files(images, tmp_path):
+    """Cropped as their files are; a path that two parts have may be of two files."""
+    files = fastcam.ImageFiles(images, Preprocess(36, 32))
+    data = ConcatDataset([Subset(files, [0, 1]), Subset(files, [1, 2])])
+    attribute_dataset(GradCAM(tiny(), "body"), data, tmp_path / "run", workers=0)
+    with pytest.warns(UserWarning, match=r"2 of 4 images .* their picture; \S+ \(image \d\): no picture: no such file"):
+        made = Page(write_report(tmp_path / "run", images=images))
+    first, second, third = files.names[:3]
+    assert made.data["names"] == [first, f"{second} (image 1)", f"{second} (image 2)", third]
+    assert [made.picture(place).size for place in (0, 3)] == [(32, 32)] * 2
+    made = Page(write_report(tmp_path / "run", images=data))
+    assert made.lines[1][0] == made.lines[2][0] != ""
+    other = ConcatDataset([Subset(files, [0]), fastcam.ImageFiles(images, Preprocess(40, 32))])
+    assert preprocess_of(described_dataset(other)) is None
+    column = rows_of(TWO)
+    column.preprocess = None
+    with pytest.raises(ValueError, match="does not say how its files are cropped, or not one way for all"):
+        Pictures(table_of([column], False, None), images, print)
+
+
+def test_other_parts_of_a_data_set_are_other_images():
+    columns = [rows_of(TWO), rows_of(TWO)]
+    whole = {"samples": 3, "fingerprint": "1"}
+    for column, indices in zip(columns, ("a", "b"), strict=True):
+        column.dataset = {"samples": 2, "of": whole, "indices": indices}
+        column.out = Path(indices)
+    with pytest.raises(ValueError, match="b is of other images than a"):
+        table_of(columns, False, None)
+    columns[1].dataset = {**columns[0].dataset}
+    assert table_of(columns, False, None).keys == TWO

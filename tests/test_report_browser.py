@@ -201,6 +201,9 @@ def test_what_a_screen_reader_reads(page, made):
     percent = f"{100 * record['score']:.0f} %"
     assert page.do("document.querySelector('[aria-posinset=\"7\"] .said').textContent") == f"ant ({BEE} {percent})"
     assert label.startswith(f"{record['path']}, {BEE} {percent}") and label.endswith(", predicted ant, wrong")
+    page.do("(page.kept = page.classes, page.classes = {})")
+    assert page.do("[briefly(6), said(6)]") == [f"0 (class 1: {percent})", f"class 1: {percent}, predicted 0"]
+    page.do("page.classes = page.kept")
     unlabelled = "[...document.querySelectorAll('select, input, button')].filter((e) => !e.labels?.length && "
     assert page.do(unlabelled + "!e.ariaLabel && !e.textContent.trim()).length") == 0
 

@@ -16,7 +16,7 @@ def add_to(commands: Any) -> None:
     """Add the command to the parser's."""
     text = "make a page to look at (one HTML file) of what `run` or `explain` wrote"
     parser = commands.add_parser("report", help=text)
-    text = "folder of `fastcam run` or `explain`; several of the same images stand side by side"
+    text = "folder of `fastcam run` or `explain`; several of one of them, of the same images, stand side by side"
     parser.add_argument("out", nargs="+", metavar="OUT", type=Path, help=text)
     text = "folder that the images' recorded paths are relative to; needed where they are not found without it"
     parser.add_argument("--images", metavar="DIR", type=Path, help=text)
@@ -36,19 +36,11 @@ def _report(options: argparse.Namespace) -> int:
     if options.images is not None and not options.images.is_dir():
         raise ValueError(f"no folder {options.images}")
     lost: list[str] = []
-    given = {name: getattr(options, name) for name in ("file", "images", "labels", "tile", "title")}
-    classes = None if options.classes is None else _names(options.classes)
-    path = write_report(options.out, **given, classes=classes, progress=sys.stderr.isatty(), lost=lost.append)
+    given = {name: getattr(options, name) for name in ("file", "images", "labels", "classes", "tile", "title")}
+    path = write_report(options.out, **given, progress=sys.stderr.isatty(), lost=lost.append)
     for line in lost[:_SHOWN]:
         complain(line)
     if lost:
         complain(f"{len(lost)} images are shown without their picture")
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     return 1 if lost else 0
-
-
-def _names(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as names, one a line: {error}") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,7 @@ class Column:
     failed      path and reason of each sample without a map
     classes     names by index
     settings    what else the maps were made with, by name
+    unfinished  of a run that is not complete, how far it is, in words
     """
 
     out: Path
@@ -60,6 +63,7 @@ class Column:
     failed: list[dict[str, Any]] = field(default_factory=list)
     classes: dict[int, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    unfinished: str = ""
 
 
 _EXPLAINED = {"predicted": "predicted class", "label": "true class"}
@@ -83,11 +87,11 @@ def column_of(maps: Maps, most: int | None = None) -> Column:
     """That of a run, or of its first maps."""
     about, targets = maps.manifest, maps.manifest["targets"]
     numbers = zip(maps.indices, maps.target, maps.predicted, maps.score, strict=True)
+    names = _names(maps)
     rows = [
-        Row(maps.paths[i], int(index), int(target), int(predicted), float(score), partial(maps.read, i, None))
+        Row(names[i], int(index), int(target), int(predicted), float(score), partial(maps.read, i, None))
         for i, (index, target, predicted, score) in enumerate(islice(numbers, most))
     ]
-    found = about["dataset"].get("preprocess")
     explained = _EXPLAINED[targets] if targets in ("predicted", "label") else _class(targets)
     return Column(
         maps.out,
@@ -96,11 +100,38 @@ def column_of(maps: Maps, most: int | None = None) -> Column:
         "no class" if explained.endswith(" class") and (maps.target < 0).all() else explained,
         rows,
         about["dataset"],
-        None if found is None else Preprocess(**found),
+        _preprocess(about["dataset"]),
         targets == "label",
         [{"path": f["path"] or f"sample {f['index']}", "reason": f["reason"]} for f in maps.failed],
         settings=settings.of_manifest(about),
+        unfinished="" if maps.complete else _how_far(maps),
     )
+
+
+def _names(maps: Maps) -> list[str | None]:
+    """The paths; of several data sets, which have folders of their own, those that recur with their place."""
+    if len(_parts(maps.manifest["dataset"])) == 1:
+        return maps.paths
+    counts = Counter(maps.paths)
+    named = zip(maps.paths, maps.indices, strict=True)
+    return [f"{path} (image {index})" if path and counts[path] > 1 else path for path, index in named]
+
+
+def _parts(dataset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The data sets that a manifest's one is a part of, or a sequence of."""
+    of = dataset.get("of", [])
+    return [one for part in (of if isinstance(of, list) else [of]) for one in _parts(part)] or [dataset]
+
+
+def _preprocess(dataset: Mapping[str, Any]) -> Preprocess | None:
+    """How image files became pictures, if all parts of the data set agree in it."""
+    first, *others = (part.get("preprocess") for part in _parts(dataset))
+    return None if first is None or any(other != first for other in others) else Preprocess(**first)
+
+
+def _how_far(maps: Maps) -> str:
+    samples = maps.manifest["dataset"]["samples"]
+    return f"{len(maps) + len(maps.failed):,} of {samples:,} images: the run is not complete"
 
 
 def _class(targets: Any) -> str:
@@ -110,7 +141,10 @@ def _class(targets: Any) -> str:
 
 
 def _of_records(out: Path) -> Iterator[Column]:
-    """A column for the records that agree in how the map was made, whatever the version and the device."""
+    """A column for the records that agree in how the map was made, whatever the version and the device.
+
+    Its images are in the order of their paths: the records' names tell less.
+    """
     groups: dict[str, Column] = {}
     for file in sorted(out.glob("*.json")):
         record = _record(file)
@@ -127,12 +161,21 @@ def _of_records(out: Path) -> Iterator[Column]:
         row = Row(record["image"], len(column.rows), explained["class"], predicted["class"], score, read)
         column.rows.append(row)
     for column in groups.values():
+        column.rows.sort(key=lambda row: _natural(str(row.path)))
+        for index, row in enumerate(column.rows):
+            row.index = index
         targets = {row.target for row in column.rows}
         if -1 in targets:
             column.explained = "no class"
         elif any(row.target != row.predicted for row in column.rows) and len(targets) == 1:
             column.explained = f"class {targets.pop()}"
         yield column
+
+
+def _natural(path: str) -> list[Any]:
+    """A key to sort by: folder by folder, and numbers in names by their value."""
+    parts = [re.split(r"([0-9]+)", part) for part in PurePath(path).parts]
+    return [[int(text) if n % 2 else text for n, text in enumerate(part)] for part in parts]
 
 
 def _record(file: Path) -> dict[str, Any] | None:

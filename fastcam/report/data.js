@@ -25,6 +25,13 @@ function stored(place) {
 const className = (index) => (index < 0 ? "" : page.classes[index] ?? String(index));
 const inPercent = (score) => (score >= 0 && score <= 1 ? Math.round(100 * score) + " %" : score.toPrecision(3));
 const percent = (score) => (score === null ? "" : inPercent(score));
+
+/** A class with its score; what is no name is told from the number after it. */
+function scored(index, score) {
+  const name = page.classes[index] === undefined && index >= 0 && score !== null ? `class ${index}:` : className(index);
+  return [name, percent(score)].filter(Boolean).join(" ");
+}
+
 const hasMap = (place, m = method) => page.methods[m].predicted[place] >= -1;
 const classOf = (place, m = method) => {
   const { target, predicted } = page.methods[m];
@@ -41,7 +48,7 @@ function isWrong(place, m = method) {
 function said(place, m = method) {
   const { target, predicted, score } = page.methods[m];
   if (!hasMap(place, m)) return "no map";
-  const parts = [[className(classOf(place, m)), percent(score[place])].filter(Boolean).join(" ")];
+  const parts = [scored(classOf(place, m), score[place])];
   const another = target[place] >= 0 && predicted[place] >= 0 && target[place] !== predicted[place];
   if (another) parts.push("predicted " + className(predicted[place]));
   if (isWrong(place, m) && page.labels[place] !== target[place]) parts.push("is " + className(page.labels[place]));
@@ -52,5 +59,5 @@ function said(place, m = method) {
 function briefly(place) {
   const { target, predicted, score } = page.methods[method];
   if (target[place] < 0 || predicted[place] < 0 || target[place] === predicted[place]) return said(place);
-  return `${className(predicted[place])} (${className(target[place])} ${percent(score[place])})`;
+  return `${className(predicted[place])} (${scored(target[place], score[place])})`;
 }

@@ -44,8 +44,8 @@ function classOptions() {
 }
 
 function describe() {
-  const { name, layers, explained, settings } = page.methods[method];
-  const told = [name, layers.join(", "), "explains: " + explained, ...settings];
+  const { name, layers, explained, settings, unfinished } = page.methods[method];
+  const told = [name, layers.join(", "), "explains: " + explained, ...settings, unfinished];
   $("about").textContent = told.filter(Boolean).join(" \u00b7 ");
 }
 

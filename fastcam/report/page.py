@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
@@ -50,18 +51,20 @@ def write_report(
     out        a folder, or several of the same images, each a method of the page
     file       where it is written; None for report.html in the (first) folder
     images     the folder that the recorded paths are relative to; None if they are found without: from the current
-               folder, or from the one that holds `out`. Or the pictures, by their place in the data set: a list, a
-               tensor `(N, k, H, W)` in [0, 1], or a data set of such; of one that reads no files they must be given
+               folder, or from the one that holds `out`. Or the pictures, by their place in the data set, or on the page
+               for what `fastcam explain` wrote: a list, a tensor `(N, k, H, W)` in [0, 1], or a data set of such, the
+               one that was explained if its images are not normalised; of one that reads no files they must be given
     labels     take the sub-folders of the images, sorted, for their classes; for what `fastcam explain` wrote, those of
                the folder `images`. Without, labels are known where they were what was explained
-    classes    names by index
+    classes    names by index, or a text file of them, one a line
     tile       pixels a side of an image; None for 256, 160 above 400 images and 96 above 2,000
     title      of the page
     progress   show a bar on stderr
-    lost       called with a line for each image whose picture is not there, which the page shows without it
-    Returns the file's path.
+    lost       called with a line for each image whose picture is not there, which the page shows without it; None for
+               one warning of them all
+    Returns the file's path. Warns of a run that is not complete.
     Raises ValueError if a folder holds no maps, no finished shard or shards of another run, if the folders are of
-    different images, or if no picture is found.
+    different images, if no picture is found or one given is not in [0, 1], or if `file` cannot be one.
 
     >>> import tempfile, torch, fastcam
     >>> data = torch.utils.data.TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3)
@@ -74,12 +77,17 @@ def write_report(
     folders = [Path(out)] if isinstance(out, str | os.PathLike) else [Path(folder) for folder in out]
     if not folders:
         raise ValueError("out is empty: give at least one folder")
+    path = folders[0] / "report.html" if file is None else Path(file)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file's name")
+    if not path.parent.is_dir():
+        raise ValueError(f"no folder {path.parent}")
     table = table_of([column for folder in folders for column in columns_of(folder)], labels, classes)
     side = tile_side(len(table.keys)) if tile is None else check_count("tile", tile)
-    pictures = Pictures(table, images, lost or (lambda _: None))
+    gone: list[str] = []
+    pictures = Pictures(table, images, lost or gone.append)
     if labels and table.columns[0].dataset is None:
         pictures.label(table, classes is None)
-    path = folders[0] / "report.html" if file is None else Path(file)
     heading = title or _heading(table)
 
     def write(page: BinaryIO) -> None:
@@ -91,6 +99,12 @@ def write_report(
         page.write(after)
 
     write_whole(path, write, secrets.token_hex(4))
+    for column in table.columns:
+        if column.unfinished:
+            warnings.warn(f"{column.out}: {column.unfinished}", stacklevel=2)
+    if gone:
+        count = f"{len(gone)} of {len(table.keys)} images are shown without their picture"
+        warnings.warn(f"{count}; {gone[0]}", stacklevel=2)
     return path
 
 

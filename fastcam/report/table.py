@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastcam.report import settings
 from fastcam.report.columns import Column, Row
 
-ClassNames = Sequence[str] | Mapping[int, str] | None
+ClassNames = Sequence[str] | Mapping[int, str] | str | os.PathLike[str] | None
 
 _NO_MAP = -2  # in place of a predicted class; -1 is none
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Table:
         """What the page knows of every image but its picture and its maps."""
         found = [self.first(key) for key in self.keys]
         return {
-            "names": [f"image {row.index}" if row.path is None else row.path for row in found],
+            "names": [f"image {row.index}" if row.path is None else shown(str(row.path)) for row in found],
             "labels": [self.labels.get(key, -1) for key in self.keys] if self.labels else None,
             "classes": {str(index): name for index, name in self.classes.items()},
             "methods": [self._described(*numbered) for numbered in enumerate(settings.titles(self.columns))],
@@ -49,6 +52,7 @@ class Table:
             "settings": [settings.said(name, value) for name, value in column.settings.items()],
             "layers": column.layers,
             "explained": column.explained,
+            "unfinished": column.unfinished,
             "target": [-1 if row is None else row.target for row in rows],
             "predicted": [_NO_MAP if row is None else row.predicted for row in rows],
             "score": [None if row is None or not math.isfinite(row.score) else round(row.score, 6) for row in rows],
@@ -57,7 +61,7 @@ class Table:
     def _failed(self) -> list[dict[str, str]]:
         """Each sample once, however many methods it failed with."""
         found = {(f["path"], f["reason"]) for column in self.columns for f in column.failed}
-        return [{"name": name, "reason": reason} for name, reason in sorted(found)]
+        return [{"name": shown(name), "reason": shown(reason)} for name, reason in sorted(found)]
 
 
 def table_of(columns: list[Column], labels: bool, classes: ClassNames) -> Table:
@@ -79,8 +83,22 @@ def table_of(columns: list[Column], labels: bool, classes: ClassNames) -> Table:
         known = {key: folders.index(_folder(key)) for key in keys if _folder(key)}
         names = {**dict(enumerate(folders)), **names}
     if classes is not None:
-        names = dict(classes if isinstance(classes, Mapping) else enumerate(classes))
+        given = _listed(classes) if isinstance(classes, str | os.PathLike) else classes
+        names = dict(given if isinstance(given, Mapping) else enumerate(given))
     return Table(columns, keys, rows, known, names)
+
+
+def shown(text: str) -> str:
+    """A name as it can be shown: what would break a line, turn its direction or not be seen is escaped."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _listed(file: str | os.PathLike[str]) -> list[str]:
+    """Names of classes, one a line."""
+    try:
+        return [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as names, one a line: {error}") from error
 
 
 def _second(pair: tuple[str | int, int]) -> int:
@@ -107,6 +125,10 @@ def _folders(columns: Sequence[Column]) -> list[str]:
 def _check_same(columns: Sequence[Column]) -> None:
     first = columns[0]
     for column in columns[1:]:
+        if (column.dataset is None) != (first.dataset is None):
+            ways = sorted([(column.dataset is None, str(column.out)), (first.dataset is None, str(first.out))])
+            run, explained = (out for _, out in ways)
+            raise ValueError(f"{run} is of `run` and {explained} of `explain`, which do not stand side by side")
         other = _pictures(column) != _pictures(first)
         apart = column.dataset is None and not {r.key for r in column.rows} & {r.key for r in first.rows}
         if (other or apart) and column.out == first.out:
@@ -122,5 +144,11 @@ def _pictures(column: Column) -> str:
     """What two columns of the same pictures agree in; normalisation is the model's affair."""
     seen = {} if column.preprocess is None else asdict(column.preprocess)
     kept = {name: value for name, value in seen.items() if name not in ("mean", "std")}
-    dataset = column.dataset or {}
-    return repr((kept, dataset.get("samples"), dataset.get("fingerprint")))
+    return repr((kept, _which(column.dataset or {})))
+
+
+def _which(dataset: Mapping[str, Any]) -> list[Any]:
+    """What tells a data set's samples from others, and those that it is a part of, or a sequence of."""
+    of = dataset.get("of", [])
+    told = [dataset.get(name) for name in ("samples", "fingerprint", "indices")]
+    return told + [_which(part) for part in (of if isinstance(of, list) else [of])]
