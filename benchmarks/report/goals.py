@@ -45,7 +45,6 @@ class Goal:
     members    the methods or operators of which each is to have a row, where any has
     aside      what the row of the worst figure has to say beside it
     beside     rows that the goal is not asked of, whose figures are stated with it
-    named      whether it is named where it is not measured
     """
 
     text: str
@@ -57,7 +56,6 @@ class Goal:
     members: Sequence[str] = ()
     aside: Callable[[Row], str] = lambda row: ""
     beside: Wanted = lambda row: False
-    named: bool = True
 
     @property
     def limit(self) -> str:
@@ -151,8 +149,7 @@ def outcomes(devices: Iterable[Device]) -> list[Outcome]:
     for goal in GOALS:
         for kind in ("cpu", "cuda") if goal.on == "any" else (goal.on,):
             of_kind: list[Device | None] = [device for device in devices if device.kind == kind]
-            of_goal = [_outcome(goal, kind, device) for device in of_kind or [None]]
-            found += [outcome for outcome in of_goal if goal.named or outcome.rows or outcome.wanting]
+            found += [_outcome(goal, kind, device) for device in of_kind or [None]]
     return found
 
 
@@ -248,36 +245,30 @@ GOALS = (
         "ResNet-50, batch 4: Grad-CAM in fast mode",
         *("cpu", fast_mode(model="resnet50", batch=4), time("fast", "forward"), 0.9),
         aside=lambda row: f"largest difference {row['difference']:.0e}",
-        named=False,
     ),
     Goal(
         "ResNet-50, batch 256: Grad-CAM in fast mode, bf16, compiled",
         *("cuda", fast_mode(model="resnet50", batch=256), time("fast bf16 compiled", "forward"), 0.5),
         aside=lambda row: f"rank correlation {row['rank_correlation'].get('fast bf16 compiled', 0):.3f}",
-        named=False,
     ),
     Goal(
         "ResNet-50, batch 256: Grad-CAM in fast mode, bf16, compiled: rank correlation with the exact maps",
         *("cuda", fast_mode(model="resnet50", batch=256), RANK),
         least=0.99,
-        named=False,
     ),
     Goal(
         "ResNet-50, batch 1: Grad-CAM in fast mode, CUDA graphs",
         *("cuda", fast_mode(model="resnet50", batch=1), time("fast graphed", "graphed forward"), 1.3),
-        named=False,
     ),
     Goal(
         "a data set of JPEGs, files read and maps written",
         *("cpu", data_sets("throughput"), OF_PLAIN_LOOP),
         least=0.9,
-        named=False,
     ),
-    Goal("a data set in memory, maps written", "cuda", data_sets("throughput"), OF_PLAIN_LOOP, least=0.95, named=False),
+    Goal("a data set in memory, maps written", "cuda", data_sets("throughput"), OF_PLAIN_LOOP, least=0.95),
     Goal(
         "a data set of 2,000 images: no memory is held on to",
         *("cpu", data_sets("resident memory"), GROWTH, 1.05),
-        named=False,
     ),
     Goal("every row that torch-cam has", "any", calls(), time("fastcam", "torch-cam"), 1.05),
     Goal("every row that captum has", "any", calls(), time("fastcam", "captum"), 1.05),
