@@ -22,7 +22,7 @@ def written(maps, path, store):
     """Maps through a shard on disk."""
     shard = Shard(0, 0, len(maps), [Sample(n, 0, 0, 0.5, m.shape, [m]) for n, m in enumerate(maps)])
     with open(path, "wb") as file:
-        shard.write(file, store, {})
+        shard.write(file, store, {}, {})
     return StoredShard(path).maps(0)
 
 
