@@ -237,7 +237,7 @@ def test_what_is_no_finished_run(images, run, tmp_path, capsys, monkeypatch):
         ([run, "--images", begun], "are not below"),
         ([run, "--images", tmp_path / "nothing"], "no folder"),
         ([run, "--images", images, "--classes", tmp_path / "nothing"], "cannot be read as names"),
-        ([run, "--images", images, "--file", tmp_path / "no/page.html"], "No such file or directory"),
+        ([run, "--images", images, "--file", tmp_path / "no/page.html"], f"no folder {tmp_path / 'no'}"),
     ]:
         assert main(["report", *map(str, arguments)]) == 2
         assert message in capsys.readouterr().err
