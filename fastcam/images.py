@@ -308,7 +308,8 @@ def open_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's plug-ins raise what they like, struct.error and SyntaxError included
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        reason = str(error).replace(f" {os.fspath(path)!r}", "")  # it is named already
+        raise ValueError(f"{path} cannot be read as an image: {reason}") from error
 
 
 def decoder_version() -> str:

@@ -199,6 +199,7 @@ def test_what_is_no_data_set(cam, x, tmp_path):
         (Stream(), TypeError, "dataset must have __len__ and __getitem__, got Stream"),
         ((image for image in x), TypeError, "dataset must have __len__ and __getitem__, got generator"),
         ([], ValueError, "dataset is empty"),
+        ("photos", TypeError, "dataset is a path: pass ImageFiles\\('photos'\\)"),
     ]:
         with pytest.raises(error, match=message):
             attributed(cam, data, tmp_path / "out")

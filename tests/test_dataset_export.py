@@ -202,6 +202,34 @@ def test_sizes_of_map_batches(batch):
             wrong(batch)
 
 
+def test_map_batches_of_other_columns(batch):
+    maps = MapBatches(make, size="input", device="cpu")
+    expected, images = maps(batch)["map"], batch["image"]
+    of_objects = np.empty(3, object)
+    of_objects[:] = [*images]
+    for column in (of_objects, images.astype(np.float64)):
+        np.testing.assert_array_equal(maps({"image": column})["map"], expected)
+    nothing = maps({name: column[:0] for name, column in batch.items()})
+    assert {name: column.shape for name, column in nothing.items()} == {
+        **{"name": (0,), "label": (0,), "map": (0, 0, 0), "predicted": (0,), "score": (0,)}
+    }
+    of_objects[0] = images[0, :, :7]
+    with pytest.raises(ValueError, match=r"images of sizes \[\(3, 7, 24\), \(3, 20, 24\)\] in column 'image' make no"):
+        maps({"image": of_objects})
+    with pytest.raises(TypeError, match="column 'image' must hold images as arrays of numbers, got <U1"):
+        maps({"image": batch["name"]})
+
+
+def test_what_makes_no_method():
+    for wrong in (make(), tiny(), "make"):
+        with pytest.raises(TypeError, match=f"must be a function that gives the method, got {type(wrong).__name__}"):
+            MapBatches(wrong)
+    with pytest.raises(TypeError, match="make must give a method such as GradCAM.model, layers., got TinyNet"):
+        MapBatches(tiny, device="cpu")({"image": np.zeros((1, 3, 20, 24), np.float32)})
+    with pytest.raises(TypeError, match='size must be "input", None or .H, W., got 32'):
+        MapBatches(make, size=32)
+
+
 def test_map_batches_pickles_without_its_model(batch):
     maps = MapBatches(make, image="pixels", label="label", size=(6, 6), device="cpu")
     batch = {"pixels": batch.pop("image"), **batch}

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import fastcam
+from fastcam.dataset.claims import Claims
 
 from forked import Net, contents, data, explained, net
 from test_untouched import assert_same, fragile, snapshot
@@ -62,9 +63,24 @@ def test_an_image_that_the_model_rejects_is_recorded_and_the_others_are_explaine
 
 
 def test_a_model_that_takes_nothing_stops_the_run(tmp_path):
+    """Its folder is then any run's, unless a worker is still at it."""
     with pytest.raises(RuntimeError, match="takes none of the first 2 images: an image begins with 9"):
         explained(tmp_path, with_first_pixel(9.0, *range(14)), net(Choosy))
-    assert [*contents(tmp_path)] == ["manifest.json"]
+    before = contents(tmp_path)
+    assert [*before] == ["manifest.json"]
+    with Claims(tmp_path / "claims") as other:
+        assert other.take(other.token)
+        with pytest.raises(ValueError, match="holds another run's maps"):
+            explained(tmp_path)
+    assert contents(tmp_path) == before
+    assert explained(tmp_path).complete
+
+
+def test_a_manifest_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "an app"}')
+    with pytest.raises(ValueError, match="is no manifest of fastcam's"):
+        explained(tmp_path)
+    assert contents(tmp_path) == {"manifest.json": b'{"name": "an app"}'}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

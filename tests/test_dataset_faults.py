@@ -127,12 +127,13 @@ def test_another_method_is_refused(out, uninterrupted):
 
 
 def test_shards_whose_manifest_is_gone(out, uninterrupted):
-    """The same run goes on; one that has fewer shards says which are in its way before it writes anything."""
+    """The same run goes on, another says which are in its way before it writes anything."""
     (out / "manifest.json").unlink()
     without = contents(out)
-    with pytest.raises(ValueError, match="000002.npz to 000003.npz: remove these files, or choose another folder"):
-        explained(out, shard_size=8)
-    assert contents(out) == without
+    for options in ({"shard_size": 8}, {"targets": 1}):
+        with pytest.raises(ValueError, match="000000.npz to 000003.npz: remove these files, or choose another folder"):
+            explained(out, **options)
+        assert contents(out) == without
     explained(out)
     assert contents(out) == uninterrupted
     shutil.copy(out / "shards/000003.npz", out / "shards/000004.npz")

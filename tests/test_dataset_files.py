@@ -17,6 +17,7 @@ from fastcam import GradCAM, ImageFiles, LayerCAM, attribute_dataset, open_maps
 from fastcam.cli import main
 from fastcam.images import Preprocess
 
+from forked import contents
 from models import TinyNet, photographs, tiny
 
 PREPROCESS = Preprocess(37, 32)
@@ -129,6 +130,34 @@ def test_a_listed_file_that_is_not_there_is_recorded(photos, tmp_path):
         assert str(tmp_path).encode() not in shard.path.read_bytes()
 
 
+def test_a_file_may_be_mended_until_it_has_a_map(photos, tmp_path):
+    whole, out = (photos / "b.jpg").read_bytes(), tmp_path / "out"
+    (photos / "b.jpg").write_bytes(whole[:500])
+    (photos / "list.txt").write_text("a.png\nb.jpg\nmore/c.png\nmissing.png\na.png\n")
+
+    def explained(out=out, **options):
+        files = ImageFiles(photos / "list.txt", PREPROCESS)
+        return attribute_dataset(GradCAM(tiny(), "body"), files, out, workers=0, shard_size=2, **options)
+
+    assert [f["path"] for f in explained().failed] == ["b.jpg", "missing.png"]
+    before = contents(out)
+    for name in ("b.jpg", "missing.png"):
+        (photos / name).write_bytes(whole)
+    assert len(explained().failed) == 2 and contents(out) == before
+    assert not explained(retry_failed=True).failed
+    explained(tmp_path / "fresh")
+    after = contents(out)
+    assert after == contents(tmp_path / "fresh")
+    assert [name for name in after if after[name] == before[name]] == ["shards/000002.npz"]
+    (photos / "missing.png").unlink()
+    assert explained().complete
+    (photos / "missing.png").write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match="that have changed since, missing.png: remove their shards, 000001.npz, or"):
+        explained()
+    (out / "shards/000001.npz").unlink()
+    assert explained().complete
+
+
 def test_parts_and_sequences_of_image_files(photos, tmp_path):
     """Names, inputs and reasons are those of the files, each prepared in its own way."""
     cam, other = GradCAM(tiny(), "body"), Preprocess(37, 32, (0.4,) * 3, (0.3,) * 3)
@@ -199,6 +228,7 @@ def test_odd_images(tmp_path, capsys, monkeypatch):
     result = json.loads((out / "manifest.json").read_text())["result"]
     assert sorted(f["path"] for f in result["failed"]) == bad and result["explained"] == 13 and result["complete"]
     assert all("cannot be read as an image" in f["reason"] for f in result["failed"])
+    assert all(f["reason"].count(f["path"]) == 1 for f in result["failed"])
     for shard in (out / "shards").iterdir():  # where the folder lies is no part of it
         assert str(tmp_path).encode() not in shard.read_bytes()
     assert all(name in told.err for name in bad if name.isascii())
@@ -303,7 +333,7 @@ def test_mistakes(photos, tmp_path, capsys):
         ([photos, "--out", out, "--layer", "bodi"], "no layer 'bodi' in the model TinyNet"),
         ([photos, "--out", out, "--target", "5"], "target 5 is out of range: the model has 5 classes"),
         ([tmp_path / "flat", "--out", out, "--target", "label"], "has none: neither folders of classes nor a column"),
-        ([photos, "--out", out, "--aug-smooth"], "aug_smooth is a mean of finished maps: pass full=True"),
+        ([photos, "--out", out, "--aug-smooth"], "--aug-smooth is a mean of finished maps: give --full, too"),
         ([tmp_path / "bare", "--out", out], "no image in folder"),
         ([tmp_path / "nothing", "--out", out], "no file or folder"),
         ([photos, "--out", tmp_path / "file" / "below"], "cannot be written"),
@@ -317,6 +347,7 @@ def test_mistakes(photos, tmp_path, capsys):
         (["--target", "1", "--target", "2"], "--target is given twice"),
         (["--store", "fp8"], "invalid choice: 'fp8'"),
         (["--shard-size", "0"], "must be a whole number of 1 or more"),
+        (["--workers", "-1"], "must be a whole number of 0 or more, got '-1'"),
         (["--no-such"], "unrecognized arguments: --no-such"),
     ]:
         with pytest.raises(SystemExit, match="2"):
@@ -338,7 +369,7 @@ def test_export_command(photos, tmp_path, capsys):
     for arguments, message in [
         ([out, tmp_path / "maps.csv"], "the name must end in .npz, .zarr, .parquet, got"),
         ([photos, file], "holds no maps: it has no manifest.json"),
-        ([out, tmp_path / "no" / "maps.npz"], "No such file or directory"),
+        ([out, tmp_path / "no" / "maps.npz"], f"no folder {tmp_path / 'no'}"),
     ]:
         assert main(["export", *map(str, arguments)]) == 2
         assert message in capsys.readouterr().err

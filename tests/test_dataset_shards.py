@@ -22,7 +22,7 @@ def written(maps, path, store):
     """Maps through a shard on disk."""
     shard = Shard(0, 0, len(maps), [Sample(n, 0, 0, 0.5, m.shape, [m]) for n, m in enumerate(maps)])
     with open(path, "wb") as file:
-        shard.write(file, store, {})
+        shard.write(file, store, {}, {})
     return StoredShard(path).maps(0)
 
 
@@ -116,6 +116,9 @@ def test_maps_are_a_sequence(finished):
     for n in (7, -8):
         with pytest.raises(IndexError, match=f"there are 7 maps, got index {n}"):
             maps[n]
+    for wrong in ("a", [0, 1]):
+        with pytest.raises(TypeError, match="an index must be a whole number, or a slice in . ., got"):
+            maps[wrong]
 
 
 def test_maps_at_other_sizes(finished):
@@ -124,6 +127,10 @@ def test_maps_at_other_sizes(finished):
     for size, wanted in [("input", "input"), ((9, 30), (9, 30)), (None, (10, 12))]:
         np.testing.assert_allclose(maps.read(-2, size), cam.attribute(x, size=wanted)[5], rtol=0, atol=1e-6)
     np.testing.assert_allclose(maps.low(4), cam.attribute(x, normalize=False, size=None)[4], rtol=0, atol=1e-6)
+    for wrong in (96, "big"):
+        for ask in (lambda size: maps.read(0, size), lambda size: maps.export("maps.npz", size)):
+            with pytest.raises(TypeError, match=f'size must be "input", None or .H, W., got {wrong!r}'):
+                ask(wrong)
 
 
 def test_a_record_is_of_plain_values(finished):
@@ -188,8 +195,9 @@ def test_a_shard_that_is_not_whole_is_named(damage, copied):
     shard.write_bytes({"cut": whole[:-30], "empty": b"", "text": b"no shard"}.get(damage, whole))
     if damage == "another npz":
         np.savez(shard, x=np.arange(3))
-    with pytest.raises(ValueError, match="000001.npz is no whole shard of maps .* remove it and run again"):
+    with pytest.raises(ValueError, match="000001.npz is no whole shard of maps .* remove it and run again") as error:
         fastcam.open_maps(copied)
+    assert "pickle" not in str(error.value)
 
 
 def test_no_flipped_byte_goes_unseen(copied):

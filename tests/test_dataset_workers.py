@@ -91,6 +91,9 @@ def test_an_interrupted_run_gives_back_its_claims(sent, whom, processes, photos,
 
 
 def test_two_workers_share_the_work_and_do_nothing_twice(processes, photos, alone, tmp_path):
+    """They agree, too, on what takes the place of the manifest of a run of which nothing came."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/manifest.json").write_text('{"format": 1}')
     seen = tmp_path / "seen"
     options = {"SEEN": seen, "TOGETHER": 2}
     both = [start(processes, photos, tmp_path, log=f"log{n}", **options) for n in range(2)]

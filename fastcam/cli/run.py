@@ -75,6 +75,8 @@ def _run(options: argparse.Namespace) -> int:
     from fastcam.fast.agreement import Agreement
     from fastcam.methods import ATTENTION, METHODS
 
+    if options.aug_smooth and not options.full:
+        raise ValueError("--aug-smooth is a mean of finished maps: give --full, too")
     make_folder(options.out)
     loaded = load(options)
     device = _own_device(options.device)
@@ -155,7 +157,9 @@ def _target(text: str) -> str | int:
 
 
 def _count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, got {text!r}")
+    return int(text)
 
 
 def _side(text: str) -> Any:

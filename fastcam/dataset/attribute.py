@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import operator
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.batches import check_count
-from fastcam.dataset import describing, manifest, retrying
+from fastcam.dataset import describing, manifest, retrying, starting
 from fastcam.dataset.claims import Claims
 from fastcam.dataset.explaining import Explainer
 from fastcam.dataset.maps import Maps, open_maps
 from fastcam.dataset.shards import STORED
-from fastcam.dataset.sources import ImageFiles, check_dataset, loader, names_of, origin
+from fastcam.dataset.sources import ImageFiles, check_dataset, lengths_of, loader, names_of, origin
 from fastcam.dataset.work import Plan, Worker
 from fastcam.fast.agreement import Agreement
 from fastcam.methods import BaseCAM
@@ -31,7 +30,6 @@ from fastcam.streams import WhileRead
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PROBED = 16  # samples, for the layer
-_RESULT = "manifest"  # the claim on the manifest's result
 Targets = str | int | Callable[[Any], Tensor]
 
 
@@ -94,6 +92,7 @@ def attribute_dataset(
     inputs = partial(_inputs, dataset, cam.model)
     explainer = Explainer(cam, targets, full, options, inputs, names_of(dataset), batch_size)
     plan = Plan(out, samples, explainer.batch_size, check_count("shard_size", shard_size), store, _workers(workers))
+    plan.lengths = lengths_of(dataset)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with Claims(out / "claims", claim_expiry) as claims:
         wanted = {
@@ -107,7 +106,8 @@ def attribute_dataset(
             **{"full": full, "store": store, "batch_size": plan.batch_size, "shard_size": plan.shard_size},
             "dataset": describing.described_dataset(dataset),
         }
-        plan.run = manifest.agree(out, wanted, claims.token, _strays(plan))
+        plan.run = starting.agree(plan, wanted, claims)
+        starting.check_lengths(plan)
         claims.tidy(out, plan.folder)
         if retry_failed:
             plan.again = retrying.to_make_again(plan, claims.token)
@@ -182,22 +182,14 @@ def _described_method(cam: BaseCAM, dataset: Any, explainer: Explainer, workers:
     return found
 
 
-def _strays(plan: Plan) -> list[str]:
-    """Shards behind the last one, of a run whose manifest is gone."""
-    there = sorted(path for path in plan.folder.glob("[0-9]*.npz") if path.stem.isdecimal())
-    return [path.name for path in there if int(path.stem) >= plan.shards]
-
-
 def _add_result(plan: Plan, claims: Claims, cam: BaseCAM, patient: bool = True) -> None:
     """Say in the manifest how far it has come. One that has finished waits for others that say it."""
-    while not claims.take(_RESULT):
-        if not patient:
-            return
-        time.sleep(0.05)
+    if not starting.take_manifest(claims, patient):
+        return
     try:
         manifest.add_result(plan.out, {**_result(plan), **_agreement(plan, cam)}, claims.token)
     finally:
-        claims.release(_RESULT)
+        claims.release(starting.MANIFEST)
 
 
 def _result(plan: Plan) -> Mapping[str, Any]:

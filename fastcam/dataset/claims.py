@@ -71,6 +71,11 @@ class Claims:
         if _owner(path) == self.token:
             path.unlink(missing_ok=True)
 
+    def others_work(self) -> bool:
+        """Whether a worker that is not lost has a claim, beside this one."""
+        owners = {_owner(path) for path in self.folder.glob("*.claim")} - {self.token, "", None}
+        return not all(self.is_lost(owner) for owner in owners if owner)
+
     def is_lost(self, token: str) -> bool:
         """Whether the worker of this token has stopped without a word."""
         host, _, process = token.rpartition("-")[0].rpartition("-")

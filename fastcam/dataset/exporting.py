@@ -8,14 +8,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastcam.dataset.maps import Maps, Size, check_size
 from fastcam.dataset.whole_files import temporary_name, write_whole
-
-if TYPE_CHECKING:
-    from fastcam.dataset.maps import Maps, Size
 
 _AT_ONCE = 256  # images
 
@@ -27,6 +25,7 @@ def export(maps: Maps, path: Path, size: Size) -> None:
         raise ValueError(f"the name must end in .npz, .zarr, .parquet, got {path}")
     if not len(maps):
         raise ValueError(f"{maps.out} holds no map to export")
+    check_size(size)
     target, token = Path(os.path.realpath(path)), secrets.token_hex(4)
     if path.suffix == ".zarr":
         _zarr(maps, size, target, temporary_name(target, token))

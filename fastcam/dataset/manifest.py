@@ -22,21 +22,27 @@ def versions() -> dict[str, str]:
     return {"fastcam": fastcam.__version__, "torch": torch.__version__}
 
 
-def agree(out: Path, wanted: Mapping[str, Any], token: str, strays: Sequence[str] = ()) -> str:
+def agree(
+    out: Path, wanted: Mapping[str, Any], token: str, strays_of: Callable[[str], Sequence[str]], unused: bool
+) -> str:
     """Write the manifest of a new folder, or compare it with the one that is there; what the run is known by.
 
-    strays   shards that no run of this manifest has
+    strays_of   gives the shards that the run known by this has not
+    unused      whether nothing came of the manifest that is there: another run then takes its place
     ValueError that says what differs, or which shards are in the way.
     """
     path, here = out / NAME, json.loads(json.dumps({"format": FORMAT, **wanted}))
     if path.exists():
-        _compare(out, here)
-    if strays:
+        if not unused:
+            _compare(out, here)
+        elif any(_differences(read(out), here)):
+            path.unlink()
+    if strays := strays_of(run_of(here)):
         found = f"{strays[0]} to {strays[-1]}" if len(strays) > 1 else strays[0]
         raise ValueError(f"{out} holds another run's shards, {found}: remove these files, or choose another folder")
     if not path.exists():
         write_first(path, _json(here), token)
-        _compare(out, here)  # without links, one that starts at the same time may have written another
+        _compare(out, here)
     return run_of(here)
 
 

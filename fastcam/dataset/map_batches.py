@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcam.dataset.explaining import records
+from fastcam.dataset.maps import check_size
 from fastcam.fast.calls import device_of
 from fastcam.methods import BaseCAM
 from fastcam.methods.fusion import FUSIONS
@@ -32,7 +33,8 @@ class MapBatches:
     normalize   False for signed maps
     device      None for a GPU if there is one
     A call returns the columns but for the inputs, and `map`, fp32, `predicted` and `score`, the probability of the
-    explained class. ValueError for a column that is not there, and for signed maps of several layers.
+    explained class; of no images, none. Floating-point inputs are cast to the model's type. ValueError for a column
+    that is not there, for images that differ in size, and for signed maps of several layers.
 
     >>> import fastcam
     >>> from torch import nn
@@ -52,6 +54,9 @@ class MapBatches:
         normalize: bool = True,
         device: str | None = None,
     ) -> None:
+        if not callable(make) or isinstance(make, BaseCAM | nn.Module):
+            raise TypeError(f"make must be a function that gives the method, got {type(make).__name__}")
+        check_size(size)
         self.make, self.image, self.label = make, image, label
         self.size, self.normalize, self.device = size, normalize, device
         self._name = secrets.token_hex(8)
@@ -67,18 +72,43 @@ class MapBatches:
         for name in (self.image, *([] if self.label is None else [self.label])):
             if name not in batch:
                 raise ValueError(f"the batch has no column {name!r}: it has {', '.join(batch)}")
+        kept = {name: column for name, column in batch.items() if name != self.image}
+        maps, told = self._explained(batch) if len(batch[self.image]) else self._nothing()
+        found = {"map": maps, "predicted": told[:, 1].long(), "score": told[:, 2].float()}
+        return {**kept, **{name: column.cpu().numpy() for name, column in found.items()}}
+
+    def _explained(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Maps, and what `records` gives."""
         cam = self._method()
-        x = torch.as_tensor(np.array(batch[self.image])).to(device_of(cam.model))
+        x = self._inputs(cam.model, batch[self.image])
         targets = None if self.label is None else [int(c) for c in batch[self.label]]
         lows = cam.signed_maps(x, targets)
-        _, predicted, score = records(cam, targets, len(x)).unbind(1)
-        found = {"map": self._finished(cam, lows, x), "predicted": predicted.long(), "score": score.float()}
-        kept = {name: column for name, column in batch.items() if name != self.image}
-        return {**kept, **{name: column.cpu().numpy() for name, column in found.items()}}
+        return self._finished(cam, lows, x), records(cam, targets, len(x))
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        """The same of no images."""
+        size = (0, 0) if self.size in (None, "input") else self.size
+        return torch.zeros(0, *size), torch.zeros(0, 3)
+
+    def _inputs(self, model: nn.Module, column: Any) -> Tensor:
+        """The images of a column, which may hold each as an object, as the model takes them."""
+        images = np.array(column)  # a copy: what a framework gives may be read-only
+        if images.dtype == object:
+            shapes = {np.shape(image) for image in images}
+            if len(shapes) > 1:
+                raise ValueError(f"images of sizes {sorted(shapes)} in column {self.image!r} make no batch")
+            images = np.stack([*images])
+        if images.dtype.kind not in "buif":
+            raise TypeError(f"column {self.image!r} must hold images as arrays of numbers, got {images.dtype}")
+        x = torch.as_tensor(images)
+        kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        return x.to(device_of(model), kind if x.is_floating_point() else None)
 
     def _method(self) -> BaseCAM:
         if not self._made:
             cam = self.make()
+            if not isinstance(cam, BaseCAM):
+                raise TypeError(f"make must give a method such as GradCAM(model, layers), got {type(cam).__name__}")
             cam.model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self._made.append(cam)
         return self._made[0]

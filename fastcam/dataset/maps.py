@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,12 @@ from fastcam.methods.fusion import FUSIONS
 
 _HELD = 4  # shards whose maps stay in memory
 Size = Sequence[int] | str | None
+
+
+def check_size(size: Any) -> None:
+    """TypeError for what is no size of maps."""
+    if not (size in (None, "input") if isinstance(size, str | None) else isinstance(size, Sequence)):
+        raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
 
 
 def open_maps(out: str | os.PathLike[str], verify: bool = False) -> Maps:
@@ -38,7 +45,7 @@ class Maps(Sequence[np.ndarray]):
     or in a list where sizes differ. `low(i)` is the signed map in the method's own unit.
 
     indices, target, predicted, score   int64, int64, int64 and fp32, one for each image: its place in the data set, the
-            explained class, or -1, the predicted class, and the explained class' probability
+            explained class, or -1, the predicted class, and the explained class' probability, or a callable's value
     paths   of the images, None where the data set names none
     failed  index, path and reason of each sample without a map
     manifest, complete   how the maps were made, and whether all are there
@@ -100,6 +107,7 @@ class Maps(Sequence[np.ndarray]):
 
     def read(self, index: int, size: Size = "input") -> np.ndarray:
         """A finished map in [0, 1], at the size of the image, `(H, W)`, or another; for None at the size stored."""
+        check_size(size)
         wanted = self._sizes[self._place(index)] if size == "input" else size
         lows, fusion = self._stored(index), self.manifest["method"]["fusion"]
         wanted = max((m.shape for m in lows), key=np.prod) if wanted is None else wanted
@@ -148,6 +156,10 @@ class Maps(Sequence[np.ndarray]):
         export(self, Path(path), size)
 
     def _place(self, index: int) -> int:
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise TypeError(f"an index must be a whole number, or a slice in [ ], got {index!r}") from None
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(f"there are {len(self)} maps, got index {index}")

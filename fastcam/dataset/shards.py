@@ -5,8 +5,8 @@ The file is an uncompressed .npz that numpy opens: for layer l `maps_l` and `sca
     map = offset + scale * stored, within range,   range = (min, max) of the map before it was stored
 
 beside `index`, `class`, `predicted`, `score` and `size`, one for each image, and `meta`, JSON in UTF-8: the paths, the
-samples that could not be explained, and where the shard lies. Maps that differ in size are stored end to end, with
-their sizes in `shape_l`.
+bytes of image files, the samples that could not be explained, and where the shard lies. Maps that differ in size are
+stored end to end, with their sizes in `shape_l`.
 """
 
 from __future__ import annotations
@@ -68,8 +68,10 @@ class Shard:
     def is_full(self) -> bool:
         return len(self) == self.stop - self.start
 
-    def write(self, file: BinaryIO, store: str, paths: Mapping[int, str | None]) -> None:
-        """Into a file; the same samples give the same bytes."""
+    def write(
+        self, file: BinaryIO, store: str, paths: Mapping[int, str | None], lengths: Mapping[int, int | None]
+    ) -> None:
+        """Into a file; the same samples, of files so called and so long, give the same bytes."""
         samples = sorted(self.samples, key=lambda s: s.index)
         failures = [vars(f) for f in sorted(self.failures, key=lambda f: f.index)]
         layers = len(samples[0].maps) if samples else 0
@@ -82,6 +84,7 @@ class Shard:
             "layers": layers,
         }
         meta |= {"paths": [paths.get(s.index) for s in samples], "failed": failures}
+        meta["bytes"] = [lengths.get(s.index) for s in samples]
         arrays = {
             "index": np.array([s.index for s in samples], np.int64),
             "class": np.array([s.target for s in samples], np.int64),
@@ -133,7 +136,7 @@ def _whole(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:  # by zipfile and numpy, a damaged length's MemoryError included
-        reason = str(error) or type(error).__name__
+        reason = "it is no .npz file" if "allow_pickle" in str(error) else str(error) or type(error).__name__
         raise ValueError(f"{path} is no whole shard of maps ({reason}): remove it and run again") from error
 
 

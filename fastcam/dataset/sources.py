@@ -7,7 +7,7 @@ import operator
 import os
 import signal
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -73,8 +73,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return self.preprocess.normalized(pixels)
 
     def described(self) -> dict[str, Any]:
-        """For a manifest: how many, which, and how they are made into inputs."""
-        listed = (f"{n}\0{_size(p)}\0{c}" for n, p, c in zip(self.names, self.paths, self.labels, strict=True))
+        """For a manifest: how many, which, and how they are made into inputs; how long they are, shards say."""
+        listed = (f"{name}\0{label}" for name, label in zip(self.names, self.labels, strict=True))
         return {
             "samples": len(self),
             "pillow": decoder_version(),
@@ -83,7 +83,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         }
 
 
-def _size(path: Path) -> int:
+def _length(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:  # it is reported when it is to be read
@@ -120,6 +120,8 @@ def _listed(source: Path) -> tuple[list[Path], list[int]]:
 
 def check_dataset(dataset: Any) -> int:
     """The length of a data set that can be asked for any of its samples; TypeError for another, ValueError if empty."""
+    if isinstance(dataset, str | os.PathLike):
+        raise TypeError(f"dataset is a path: pass ImageFiles({os.fspath(dataset)!r})")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(f"dataset must have __len__ and __getitem__, got {type(dataset).__name__}")
     if len(dataset) == 0:
@@ -129,18 +131,33 @@ def check_dataset(dataset: Any) -> int:
 
 def names_of(dataset: Any) -> Sequence[str | None] | None:
     """The path of each sample, if the data set tells."""
-    if isinstance(dataset, ImageFiles):
-        return dataset.names
+
+    def names(of: Any) -> Sequence[str] | None:
+        if isinstance(of, ImageFiles):
+            return of.names
+        samples = listed_samples(of)
+        return None if samples is None else [name for name, *_ in samples]
+
+    return _of_samples(dataset, names)
+
+
+def lengths_of(dataset: Any) -> Sequence[int | None] | None:
+    """The bytes of each image file, -1 for one that is not there; None for samples of another kind."""
+    return _of_samples(dataset, lambda of: [*map(_length, of.paths)] if isinstance(of, ImageFiles) else None)
+
+
+def _of_samples(dataset: Any, told: Callable[[Any], Sequence[Any] | None]) -> Sequence[Any] | None:
+    """What the data sets below parts and sequences of them tell of each sample, if one of them does."""
     if isinstance(dataset, Subset):
-        whole = names_of(dataset.dataset)
+        whole = _of_samples(dataset.dataset, told)
         return None if whole is None else [whole[i] for i in dataset.indices]
     if isinstance(dataset, ConcatDataset):
         parts: list[Any] = [*dataset.datasets]
-        found = [names_of(part) for part in parts]
-        listed = [name for names, part in zip(found, parts, strict=True) for name in names or [None] * len(part)]
-        return listed if any(listed) else None
-    samples = listed_samples(dataset)
-    return None if samples is None else [name for name, *_ in samples]
+        found = [_of_samples(part, told) for part in parts]
+        if all(values is None for values in found):
+            return None
+        return [value for values, part in zip(found, parts, strict=True) for value in values or [None] * len(part)]
+    return told(dataset)
 
 
 def origin(dataset: Any, index: int) -> tuple[Any, int]:

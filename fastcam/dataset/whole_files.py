@@ -58,8 +58,10 @@ def _written(path: Path, write: Callable[[BinaryIO], object], token: str) -> Pat
             write(file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+            raise FileNotFoundError(f"no folder {path.parent}") from None
         raise
     return temporary
 

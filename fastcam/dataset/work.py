@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ class Plan:
 
     shard_size   samples of a shard; the last one has what is left
     workers      processes that read
+    lengths      of the samples' files as the run began, see `lengths_of`
     run          what the manifest is known by
     again        shards that are there and are to be made again, and when they were made; see `retrying`
     """
@@ -38,6 +39,7 @@ class Plan:
     shard_size: int
     store: str
     workers: int
+    lengths: Sequence[int | None] | None = None
     run: str = ""
     again: dict[int, int] = field(default_factory=dict)
 

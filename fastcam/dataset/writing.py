@@ -88,6 +88,7 @@ class Writer:
         if not shard.is_full:
             raise RuntimeError(f"shard {number} lacks samples: of {shard.stop - shard.start} there are {len(shard)}")
         paths = {} if self.names is None else {s.index: self.names[s.index] for s in shard.samples}
+        lengths = {} if self.plan.lengths is None else {s.index: self.plan.lengths[s.index] for s in shard.samples}
         path = self.plan.path(number)
-        write_whole(path, lambda file: shard.write(file, self.plan.store, paths), self.claims.token)
+        write_whole(path, lambda file: shard.write(file, self.plan.store, paths, lengths), self.claims.token)
         self.claims.release(str(number))
