@@ -660,32 +660,6 @@ def test_hooks_and_tensors_that_cannot_be_copied():
     np.testing.assert_allclose(maps, GradCAM(net, "layer4")(x), atol=1e-6)
 
 
-class TwoWays(nn.Module):
-    """Reads what its convolution gives only when asked."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.norm = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)
-        self.tail, self.head = nn.Conv2d(6, 6, 3), nn.Linear(6, 4)
-        self.norm.running_mean.uniform_(-1, 1)
-        self.norm.running_var.uniform_(0.2, 3)
-
-    def forward(self, x, both=False):
-        z = self.conv(x)
-        y = self.norm(z).relu()
-        y = self.tail(y + z if both else y).relu()
-        return self.head(y.mean((2, 3)))
-
-
-def test_other_arguments_may_run_something_else():
-    net, x = TwoWays().double(), torch.rand(2, 3, 16, 16, dtype=torch.float64)
-    cam, exact = GradCAM(net, "tail", optimize=True), GradCAM(net, "tail")
-    for both in (False, True, False):
-        arguments = {"forward_kwargs": {"both": both}}
-        np.testing.assert_allclose(cam(x, **arguments), exact(x, **arguments), atol=1e-6)
-
-
 def test_a_hook_before_a_container_sees_what_it_saw():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Conv2d(4, 4, 3)).double()
     net[1][0].running_mean.fill_(0.5)

@@ -104,6 +104,9 @@ def test_arguments_that_are_no_tensors_may_run_something_else():
     for given in [(x, False), (x, True), {"x": x, "mask": None}, {"x": x, "mask": x}, (x, None), changed, changed]:
         np.testing.assert_allclose(cam(given, 1), exact(given, 1), atol=1e-6, err_msg=str(given))
         how.both = given is changed
+    for mask in (False, True, False):
+        arguments = {"forward_kwargs": {"mask": mask}}
+        np.testing.assert_allclose(cam(x, 1, **arguments), exact(x, 1, **arguments), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:no batch norm of Branching is folded")
