@@ -122,6 +122,24 @@ def test_an_export_that_fails_leaves_what_was_there(kind, tmp_path, monkeypatch)
         assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, "out"]
 
 
+def test_a_folder_that_cannot_take_its_name_leaves_what_was_there(tmp_path, monkeypatch):
+    pytest.importorskip("zarr")
+    maps = attributed(GradCAM(tiny(), "body"), photographs(2, 20, 24), tmp_path / "out")
+    path, replace = tmp_path / "maps.zarr", os.replace
+    maps.export(path, "input")
+
+    def refusing(source, target):
+        if str(source).endswith(".tmp"):
+            raise OSError("no")
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"):
+        patch.setattr("fastcam.dataset.exporting.os.replace", refusing)
+        maps.export(path, "input")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["maps.zarr", "out"]
+    np.testing.assert_array_equal(read(path)["map"], maps[:])
+
+
 def test_paths_are_exported(kind, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastcam.dataset.maps import Maps, Size, check_size
+from fastcam.dataset.maps import Maps
 from fastcam.dataset.whole_files import temporary_name, write_whole
+from fastcam.methods.base import Size, check_size
 
 _AT_ONCE = 256  # images
 
@@ -86,6 +87,8 @@ def _zarr(maps: Maps, size: Size, path: Path, temporary: Path) -> None:
             os.replace(path, before)
         os.replace(temporary, path)
     except BaseException:
+        if before.exists() and not path.exists():
+            os.replace(before, path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(before, ignore_errors=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcam.dataset.explaining import records
-from fastcam.dataset.maps import check_size
 from fastcam.fast.calls import device_of
 from fastcam.methods import BaseCAM
+from fastcam.methods.base import check_size
 from fastcam.methods.fusion import FUSIONS
 
 _OBJECTS = 4  # whose methods a process keeps for their copies

@@ -13,16 +13,10 @@ import torch
 
 from fastcam.dataset import manifest
 from fastcam.dataset.shards import StoredShard
+from fastcam.methods.base import Size, check_size
 from fastcam.methods.fusion import FUSIONS
 
 _HELD = 4  # shards whose maps stay in memory
-Size = Sequence[int] | str | None
-
-
-def check_size(size: Any) -> None:
-    """TypeError for what is no size of maps."""
-    if not (size in (None, "input") if isinstance(size, str | None) else isinstance(size, Sequence)):
-        raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
 
 
 def open_maps(out: str | os.PathLike[str], verify: bool = False) -> Maps:

@@ -370,14 +370,19 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+def check_size(size: Any) -> None:
+    """TypeError for what is no size of maps."""
+    if not (size in (None, "input") if isinstance(size, str | None) else isinstance(size, Sequence)):
+        raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
+
+
 def map_size(net: nn.Module, size: Size, x: Inputs) -> Sequence[int] | None:
     """The size of the maps of x in numbers, None for the layer's own."""
+    check_size(size)
     if size == "input":
         channel = image_channel_dim(net, x.image)
         return [n for d, n in enumerate(x.image.shape) if d not in (0, channel)]
-    if size is None or isinstance(size, Sequence) and not isinstance(size, str):
-        return size
-    raise TypeError(f'size must be "input", None or (H, W), got {size!r}')
+    return size  # type: ignore[return-value]
 
 
 def per_target(maps: Tensor, batch: int, T: int) -> Tensor:
